@@ -1,0 +1,70 @@
+"""The few types that every folder shares.
+
+An observation is a plain dict, the same in simulation, in a dataset and on a real arm:
+
+| key | value |
+| --- | --- |
+| `"state"` | float32 [7]: flange position (m), extrinsic-xyz Euler angles (rad), gripper closedness; base frame |
+| a camera's name (`"left"`, `"right"`, `"wrist"` ...) | uint8 [H, W, 3] RGB |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+Observation = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What an agent is asked to reach: one observation per sub-goal, in order.
+
+    Attributes:
+        observations: The sub-goals' observations (image goals; the state is there for agents that may read it).
+        budgets: Steps that each sub-goal may take before the next one is shown (the paper's 4, 10, 4 for
+            pick-and-place). The last one's budget runs to the end of the episode.
+    """
+
+    observations: tuple[Observation, ...]
+    budgets: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.observations or len(self.observations) != len(self.budgets):
+            raise ValueError(
+                f"a goal needs one budget per sub-goal and at least one sub-goal, "
+                f"got {len(self.observations)} observations and {len(self.budgets)} budgets"
+            )
+
+
+class Agent(Protocol):
+    """Anything that drives the arm: planner, behaviour cloning, scripted expert, random, hold."""
+
+    def reset(self, goal: Goal) -> None:
+        """Begin an episode."""
+        ...
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """The next action, float [7], from the current observation."""
+        ...
+
+
+def check_name(kind: str, name: str, options: Iterable[str]) -> str:
+    """Return `name` if it is one of `options`; otherwise raise a ValueError that lists them."""
+    options = list(options)
+    if name not in options:
+        raise ValueError(f"unknown {kind} {name!r}; valid: {', '.join(options) or '(none)'}")
+    return name
+
+
+def require(module: str, extra: str):
+    """Import an optional module, or raise an ImportError that says how to install it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is needed here; install it with: pip install 'armworld[{extra}]'") from error
