@@ -1,0 +1,82 @@
+"""The command line: one verb per job, each parsed by tyro from a frozen dataclass.
+
+A verb's module is imported only when that verb runs, so `armworld --help` is quick and a missing optional package
+hurts only the verb that needs it. Exit codes: 0 done, 1 a check failed (`verify`, `validate`), 2 bad input (one line
+on stderr), 130 interrupted (what was done is kept).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    module: str
+    config: str
+    function: str
+    summary: str
+
+
+VERBS = {
+    "plan": Verb("armworld.evaluation.plan", "PlanConfig", "plan", "run planning episodes, score and film them"),
+    "evaluate": Verb("armworld.evaluation.suite", "EvaluateConfig", "evaluate", "run a table of methods and tasks"),
+    "collect": Verb("armworld.datasets.collect", "CollectConfig", "collect", "generate DROID-like episodes"),
+    "pretrain": Verb("armworld.worldmodel.pretrain", "PretrainConfig", "pretrain", "train an encoder on videos"),
+    "posttrain": Verb(
+        "armworld.worldmodel.posttrain", "PosttrainConfig", "posttrain", "train the action-conditioned predictor"
+    ),
+    "recipe": Verb("armworld.worldmodel.recipe", "RecipeConfig", "recipe", "make the shipped weights, start to end"),
+    "verify": Verb("armworld.worldmodel.verify", "VerifyConfig", "verify", "check against reference values"),
+}
+
+
+def usage() -> str:
+    lines = ["usage: armworld VERB [options]   (armworld VERB --help lists them)", "", "verbs:"]
+    lines += [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(lines)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one verb and return its exit code; user errors leave as exceptions (see `main`)."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from armworld import __version__
+
+        print(f"armworld {__version__}")
+        return 0
+    from armworld.types import check_name
+
+    verb = VERBS[check_name("verb", arguments[0], VERBS)]
+    module = import_module(verb.module)
+    import tyro
+
+    config = tyro.cli(
+        getattr(module, verb.config), prog=f"armworld {arguments[0]}", args=arguments[1:], description=verb.summary
+    )
+    code = getattr(module, verb.function)(config)
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """The `armworld` command."""
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("armworld: interrupted; what was done is kept, run the same command again to go on", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, ImportError) as error:
+        if os.environ.get("ARMWORLD_TRACEBACK"):
+            raise
+        print(f"armworld: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

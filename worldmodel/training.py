@@ -1,0 +1,238 @@
+"""What both trainers share: budget, schedule, optimiser groups, processes, exact resume, the metrics log.
+
+A run folder holds `state.pt` (everything needed to go on), `metrics.jsonl` (one line per logged step) and the
+exported checkpoint. `state.pt` is replaced atomically, so an interrupt at any moment leaves the last good one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass
+class Budget:
+    """How long to train: a number of optimiser steps, minutes of wall time, or whichever ends first.
+
+    Time spent before an interrupt counts: `elapsed` travels with the saved state. A run bounded by steps alone
+    is reproducible to the bit; one bounded by minutes ends its learning-rate schedule when the time is over.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    step: int = 0
+    elapsed: float = 0.0
+    _last: float = field(default_factory=time.monotonic, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.minutes is None:
+            raise ValueError("a training budget needs steps, minutes or both")
+        for name, value in (("steps", self.steps), ("minutes", self.minutes)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+    @property
+    def progress(self) -> float:
+        """The share of the budget that is spent, in [0, 1]."""
+        by_steps = self.step / self.steps if self.steps else 0.0
+        by_time = self.elapsed / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+    @property
+    def done(self) -> bool:
+        return self.progress >= 1.0
+
+    def tick(self) -> None:
+        """Count one optimiser step and the time since the last one. All ranks agree on rank 0's clock."""
+        now = time.monotonic()
+        self.elapsed += now - self._last
+        self._last = now
+        self.step += 1
+        if self.minutes and dist.is_initialized():
+            clock = torch.tensor([self.elapsed], dtype=torch.float64)
+            dist.broadcast(clock, 0)
+            self.elapsed = float(clock)
+
+
+def warmup_constant_decay(
+    progress: float, start: float, peak: float, final: float = 0.0, warmup: float = 0.05, decay: float = 0.2
+) -> float:
+    """Learning rate at `progress` in [0, 1]: linear up, constant, linear down (V-JEPA 2, section 3.2)."""
+    if progress < warmup:
+        return start + (peak - start) * progress / warmup
+    if progress > 1 - decay:
+        return peak + (final - peak) * (progress - (1 - decay)) / decay
+    return peak
+
+
+def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW groups: matrices decay; biases, norms and mask tokens do not."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2 and p.shape[0] != 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2 or p.shape[0] == 1], "weight_decay": 0.0},
+    ]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among those that `torchrun` started; rank 0 of 1 without it."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls, device: torch.device) -> Processes:
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, batch: int) -> slice:
+        """This rank's slice of a global batch, which every rank draws alike from the same generator."""
+        if batch % self.world_size:
+            raise ValueError(f"batch {batch} does not divide over {self.world_size} processes")
+        size = batch // self.world_size
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Each value's mean over the ranks."""
+        if self.world_size == 1:
+            return values
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64)
+        if dist.get_backend() == "nccl":
+            tensor = tensor.cuda()
+        dist.all_reduce(tensor)
+        return dict(zip(values, (tensor / self.world_size).tolist(), strict=True))
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module under DistributedDataParallel where there are several processes."""
+        if self.world_size == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+
+
+def pick_device(name: str) -> torch.device:
+    """`"auto"` is this rank's CUDA device when there is one, else the CPU."""
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {name!r} asked for, but torch sees no CUDA device; valid here: auto, cpu")
+        torch.cuda.set_device(device)
+    return device
+
+
+def precision(device: torch.device, dtype: str) -> AbstractContextManager:
+    """Autocast to bfloat16, or nothing for float32."""
+    if dtype == "float32":
+        return nullcontext()
+    if dtype == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    raise ValueError(f"unknown dtype {dtype!r}; valid: float32, bfloat16")
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state atomically."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The saved state, or None where there is none.
+
+    Raises:
+        ValueError: The file is damaged, or was made with other settings.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it to start this run anew") from error
+    differing = sorted(k for k in settings if state["settings"].get(k) != settings[k])
+    if differing:
+        changes = ", ".join(f"{k}: {state['settings'].get(k)!r} -> {settings[k]!r}" for k in differing)
+        raise ValueError(f"{path.parent} holds a run with other settings ({changes}); choose another --out")
+    return state
+
+
+class Metrics:
+    """An append-only JSON-lines log; on resume, lines after the resumed step are dropped. Only rank 0 writes."""
+
+    def __init__(self, path: Path, resume_step: int, enabled: bool = True) -> None:
+        self.path, self.enabled = path, enabled
+        if not enabled:
+            return
+        kept = [row for row in read_metrics(path) if row["step"] <= resume_step] if path.exists() else []
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(temporary, path)
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self.enabled:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The log's rows; a last line cut short by an interrupt is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def check_finite(loss: torch.Tensor, step: int, folder: Path) -> None:
+    """Stop a run whose loss is not a number.
+
+    Raises:
+        ValueError: With the step, and where the last good state lies.
+    """
+    if not torch.isfinite(loss):
+        raise ValueError(
+            f"the loss became {float(loss)} at step {step}; the last good state is kept in {folder}. "
+            "Lower --learning-rate or use --dtype float32, and run again"
+        )
+
+
+def plot_metrics(path: Path, out: Path, keys: Iterable[str]) -> None:
+    """Draw the logged curves that exist, one panel each, to a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = read_metrics(path)
+    keys = [k for k in keys if any(k in row for row in rows)]
+    if not keys:
+        return
+    figure, axes = plt.subplots(1, len(keys), figsize=(3.6 * len(keys), 3), squeeze=False)
+    for axis, key in zip(axes[0], keys, strict=True):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        axis.plot(*zip(*points, strict=True))
+        axis.set(title=key.replace("_", " "), xlabel="step")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
