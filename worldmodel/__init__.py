@@ -1,0 +1,1 @@
+"""V-JEPA 2 world models: encoder, mask-denoising pretraining, action-conditioned predictor, checkpoints."""
