@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
 
 
 @dataclass
@@ -52,6 +54,10 @@ class Budget:
     def done(self) -> bool:
         return self.progress >= 1.0
 
+    def start(self) -> None:
+        """Start the clock (again): time before this call is not counted."""
+        self._last = time.monotonic()
+
     def tick(self) -> None:
         """Count one optimiser step and the time since the last one. All ranks agree on rank 0's clock."""
         now = time.monotonic()
@@ -75,9 +81,9 @@ def warmup_constant_decay(
     return peak
 
 
-def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW groups: matrices decay; biases, norms and mask tokens do not."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    parameters = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim >= 2 and p.shape[0] != 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2 or p.shape[0] == 1], "weight_decay": 0.0},
@@ -148,30 +154,124 @@ def precision(device: torch.device, dtype: str) -> AbstractContextManager:
     raise ValueError(f"unknown dtype {dtype!r}; valid: float32, bfloat16")
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state atomically."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+class TrainingRun:
+    """A run folder and everything that changes while training: modules, optimiser, generators, budget, log.
 
-
-def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The saved state, or None where there is none.
-
-    Raises:
-        ValueError: The file is damaged, or was made with other settings.
+    Use: `for _ in run.steps(): loss = ...; run.optimise(loss); run.log({...})`. The iterator restores what the folder
+    holds, saves every `save_minutes` and at the end, and shows progress. Resuming a run bounded by steps
+    gives the same numbers as never having stopped.
     """
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete it to start this run anew") from error
-    differing = sorted(k for k in settings if state["settings"].get(k) != settings[k])
-    if differing:
-        changes = ", ".join(f"{k}: {state['settings'].get(k)!r} -> {settings[k]!r}" for k in differing)
-        raise ValueError(f"{path.parent} holds a run with other settings ({changes}); choose another --out")
-    return state
+
+    def __init__(
+        self,
+        out: Path,
+        settings: dict[str, Any],
+        budget: Budget,
+        modules: dict[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        generators: tuple[np.random.Generator, torch.Generator],
+        processes: Processes,
+        save_minutes: float,
+    ) -> None:
+        self.out, self.settings, self.budget = out, settings, budget
+        self.modules, self.optimizer, self.processes = modules, optimizer, processes
+        self.numpy_rng, self.torch_rng = generators
+        self.save_seconds = 60 * save_minutes
+        self.state_path = out / "state.pt"
+        self.metrics_path = out / "metrics.jsonl"
+        self._progress: Progress | None = None
+        out.mkdir(parents=True, exist_ok=True)
+        self._restore()
+        self._metrics = Metrics(self.metrics_path, budget.step, processes.is_main)
+
+    def steps(self) -> Iterator[int]:
+        """Yield the step number until the budget is spent; the state is saved at the end, also after an interrupt."""
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
+        self.budget.start()
+        saved = time.monotonic()
+        with Progress(*columns, TimeRemainingColumn(), disable=not self.processes.is_main) as self._progress:
+            self._task = self._progress.add_task(self.out.name, total=1.0, status="")
+            try:
+                while not self.budget.done:
+                    yield self.budget.step
+                    self.budget.tick()
+                    self._progress.update(self._task, completed=self.budget.progress)
+                    if time.monotonic() - saved > self.save_seconds:
+                        self.save()
+                        saved = time.monotonic()
+            except KeyboardInterrupt:
+                self.save()
+                raise
+        self.save()
+
+    def set_learning_rate(self, start: float, peak: float) -> None:
+        """Warmup-constant-decay at the budget's progress."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = warmup_constant_decay(self.budget.progress, start, peak)
+
+    def optimise(self, loss: Tensor, clip: float = 1.0) -> None:
+        """One optimiser step with the gradient's norm clipped.
+
+        Raises:
+            ValueError: The loss is not a number; the last good state stays on disk.
+        """
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss became {float(loss)} at step {self.budget.step}; the last good state is kept in {self.out}. "
+                "Lower the learning rate or use --dtype float32, and run the command again"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, clip)
+        self.optimizer.step()
+
+    def log(self, row: dict[str, float]) -> None:
+        """Append the ranks' mean to the metrics log and show it."""
+        row = self.processes.mean(row)
+        rate, seconds = self.optimizer.param_groups[0]["lr"], self.budget.elapsed
+        self._metrics.write({"step": self.budget.step, **row, "learning_rate": rate, "seconds": round(seconds, 1)})
+        if self._progress is not None:
+            status = "  ".join(f"{k} {v:.4g}" for k, v in row.items())
+            self._progress.update(self._task, status=f"step {self.budget.step}  {status}")
+            if self.processes.is_main and not self._progress.console.is_terminal:
+                self._progress.console.print(f"step {self.budget.step}  {seconds:.0f} s  {status}", soft_wrap=True)
+
+    def save(self) -> None:
+        """Write the state atomically (rank 0)."""
+        if not self.processes.is_main:
+            return
+        state = {
+            "settings": self.settings,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "numpy_rng": self.numpy_rng.bit_generator.state,
+            "torch_rng": self.torch_rng.get_state(),
+            "step": self.budget.step,
+            "elapsed": self.budget.elapsed,
+        }
+        temporary = self.state_path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.state_path)
+
+    def _restore(self) -> None:
+        if not self.state_path.exists():
+            return
+        try:
+            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{self.state_path} cannot be read ({error}); delete it to start anew") from error
+        old = state["settings"]
+        differing = sorted(k for k in self.settings | old if old.get(k) != self.settings.get(k))
+        if differing:
+            changes = ", ".join(f"{k}: {old.get(k)!r} -> {self.settings.get(k)!r}" for k in differing)
+            raise ValueError(f"{self.out} holds a run with other settings ({changes}); choose another --out")
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.numpy_rng.bit_generator.state = state["numpy_rng"]
+        self.torch_rng.set_state(state["torch_rng"])
+        self.budget.step, self.budget.elapsed = state["step"], state["elapsed"]
 
 
 class Metrics:
@@ -201,19 +301,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def check_finite(loss: torch.Tensor, step: int, folder: Path) -> None:
-    """Stop a run whose loss is not a number.
-
-    Raises:
-        ValueError: With the step, and where the last good state lies.
-    """
-    if not torch.isfinite(loss):
-        raise ValueError(
-            f"the loss became {float(loss)} at step {step}; the last good state is kept in {folder}. "
-            "Lower --learning-rate or use --dtype float32, and run again"
-        )
 
 
 def plot_metrics(path: Path, out: Path, keys: Iterable[str]) -> None:

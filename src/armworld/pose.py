@@ -23,9 +23,7 @@ def _namespace(x: np.ndarray | torch.Tensor) -> ModuleType:
 def euler_to_matrix(euler: Array) -> Array:
     """Rotation matrix Rz(yaw) Ry(pitch) Rx(roll), [..., 3, 3], of extrinsic-xyz angles [..., 3] in radians."""
     xp = _namespace(euler)
-    (cr, cp, cy), (sr, sp, sy) = (
-        (f(euler[..., 0]), f(euler[..., 1]), f(euler[..., 2])) for f in (xp.cos, xp.sin)
-    )
+    (cr, cp, cy), (sr, sp, sy) = ((f(euler[..., 0]), f(euler[..., 1]), f(euler[..., 2])) for f in (xp.cos, xp.sin))
     entries = [
         cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr,
         sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr,

@@ -1,0 +1,220 @@
+"""Mask-denoising pretraining of the encoder in feature space (V-JEPA 2, arXiv 2506.09985, section 2).
+
+A student sees the unmasked patches of a clip; a predictor fills in the features of the masked ones; the target is
+the layer-normed output of an exponential moving average of the student, which saw the whole clip. The loss is L1.
+Masks come in two families (many small blocks, few large ones), each kept for the clip's full duration.
+
+Shapes: B clips, T frames, H x W pixels, N tokens = (T/2) (H/16) (W/16), D features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from armworld.worldmodel.blocks import normalize
+from armworld.worldmodel.checkpoint import save_encoder
+from armworld.worldmodel.encoder import VisionTransformer, clip_grid, normalise_images, take_tokens
+from armworld.worldmodel.mask_predictor import MaskPredictor
+from armworld.worldmodel.masks import Mask, sample_masks
+from armworld.worldmodel.sizes import PATCH, TUBELET, EncoderConfig, MaskPredictorConfig, encoder_config
+from armworld.worldmodel.training import (
+    Budget,
+    Processes,
+    TrainingRun,
+    parameter_groups,
+    pick_device,
+    plot_metrics,
+    precision,
+)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Mask-denoising pretraining.
+
+    Attributes:
+        data: Dataset folders, as `armworld collect` writes them.
+        out: Run folder; the same command goes on with what it holds.
+        size: Encoder size: tiny, small, base, L, H, g, g-384 or debug.
+        depth: Blocks, if not the size's own number.
+        image_size: Frame height and width in pixels; a multiple of 16.
+        frames: Frames per clip; a multiple of 2.
+        step_seconds: Seconds between the frames of a clip.
+        still_share: Share of the clips that is a still (one frame twice), as planning shows them to the encoder.
+        batch: Clips per optimiser step, over all processes.
+        steps: Optimiser steps; none to train by time alone.
+        minutes: Wall-time budget, resumed runs included; none to train by steps alone.
+        learning_rate: Peak of the warmup-constant-decay schedule.
+        weight_decay: AdamW's decay of matrices.
+        ema: Decay of the teacher's moving average. The paper's 0.99925 is for 250k steps; short runs need less.
+        predictor_width: Width of the mask predictor.
+        predictor_depth: Its blocks.
+        predictor_heads: Its heads.
+        save_minutes: Minutes between saved states.
+        seed: Seed of weights, clips and masks.
+        device: auto, cpu or cuda.
+        dtype: bfloat16 (autocast) or float32.
+    """
+
+    data: tuple[Path, ...]
+    out: Path
+    size: str = "tiny"
+    depth: int | None = None
+    image_size: int = 128
+    frames: int = 4
+    step_seconds: float = 0.25
+    still_share: float = 0.25
+    batch: int = 64
+    steps: int | None = None
+    minutes: float | None = None
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.04
+    ema: float = 0.998
+    predictor_width: int = 192
+    predictor_depth: int = 4
+    predictor_heads: int = 6
+    save_minutes: float = 3.0
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "bfloat16"
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The encoder's configuration."""
+        changes = {} if self.depth is None else {"depth": self.depth}
+        return encoder_config(self.size, image_size=(self.image_size, self.image_size), **changes)
+
+    @property
+    def predictor(self) -> MaskPredictorConfig:
+        """The mask predictor's configuration."""
+        return MaskPredictorConfig(self.encoder.width, self.predictor_width, self.predictor_depth, self.predictor_heads)
+
+    def identity(self) -> dict[str, object]:
+        """What must be equal for a run to be resumed; where it runs and for how long may change."""
+        free = {"out", "device", "steps", "minutes", "save_minutes", "data"}
+        return {k: v for k, v in asdict(self).items() if k not in free}
+
+
+class ClipSource(Protocol):
+    """Anything that draws clips uint8 [B, T, H, W, 3] with a generator."""
+
+    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray: ...
+
+
+class MaskDenoiser(nn.Module):
+    """Student, mask predictor and the loss; the teacher is held beside them, outside of the parameters."""
+
+    def __init__(self, student: VisionTransformer, predictor: MaskPredictor) -> None:
+        super().__init__()
+        self.student, self.predictor = student, predictor
+        self._teacher = [copy.deepcopy(student).requires_grad_(False)]  # in a list: not to be registered
+
+    @property
+    def teacher(self) -> VisionTransformer:
+        return self._teacher[0]
+
+    @torch.no_grad()
+    def targets(self, clip_BCTHW: Tensor) -> Tensor:
+        """The teacher's layer-normed features [B, N, D] of whole clips."""
+        return normalize(self.teacher(clip_BCTHW).float())
+
+    def forward(self, clip_BCTHW: Tensor, masks: Sequence[Mask]) -> Tensor:
+        """Mean over the mask families of the L1 distance at the hidden tokens."""
+        targets, grid = self.targets(clip_BCTHW), clip_grid(clip_BCTHW)
+        losses = []
+        for family, mask in enumerate(masks):
+            seen = self.student(clip_BCTHW, mask.context)
+            filled = self.predictor(seen, mask.context, mask.target, grid, family)
+            losses.append(F.l1_loss(filled.float(), take_tokens(targets, mask.target)))
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def update_teacher(self, decay: float) -> None:
+        """teacher <- decay * teacher + (1 - decay) * student."""
+        for average, current in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            average.lerp_(current, 1 - decay)
+
+
+def collapse_monitors(features: Tensor) -> dict[str, float]:
+    """How far features [..., D] are from collapse.
+
+    `feature_std`: mean over channels of the deviation over tokens. `feature_rank`: effective rank, the exponential
+    of the entropy of the normalised singular values, at most D.
+    """
+    flat = features.float().flatten(0, -2)
+    flat = flat - flat.mean(0)
+    chosen = torch.linspace(0, len(flat) - 1, min(len(flat), 2048)).long()
+    values = torch.linalg.svdvals(flat[chosen.to(flat.device)])
+    shares = (values / values.sum().clamp_min(1e-12)).clamp_min(1e-12)
+    rank = torch.exp(-(shares * shares.log()).sum())
+    return {"feature_std": float(flat.std(0).mean()), "feature_rank": float(rank)}
+
+
+def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
+    """Train an encoder and return its checkpoint folder, `out/encoder`.
+
+    The moving-average teacher is what is kept, as in the paper. `source` replaces the episodes in `config.data`.
+
+    Raises:
+        ValueError: Bad settings or data, a run folder of other settings, or a loss that is not a number.
+    """
+    device = pick_device(config.device)
+    processes = Processes.from_environment(device)
+    if source is None:
+        from armworld.datasets.clips import open_clips
+
+        source = open_clips(config.data, config.image_size, config.step_seconds)
+    torch.manual_seed(config.seed)
+    encoder = VisionTransformer(config.encoder)
+    denoiser = MaskDenoiser(encoder, MaskPredictor(config.predictor)).to(device)
+    denoiser.teacher.to(device)
+    model = processes.wrap(denoiser)
+    optimizer = torch.optim.AdamW(parameter_groups(denoiser, config.weight_decay), lr=config.learning_rate)
+    generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
+    modules = {"denoiser": denoiser, "teacher": denoiser.teacher}
+    budget = Budget(config.steps, config.minutes)
+    run = TrainingRun(
+        config.out, config.identity(), budget, modules, optimizer, generators, processes, config.save_minutes
+    )
+    for step in run.steps():
+        run.set_learning_rate(config.learning_rate / 5, config.learning_rate)
+        clip, masks = _draw(config, source, generators, processes, device)
+        with precision(device, config.dtype):
+            loss = model(clip, masks)
+        run.optimise(loss)
+        denoiser.update_teacher(config.ema)
+        if step % 20 == 0:
+            with torch.no_grad(), precision(device, config.dtype):
+                run.log({"loss": float(loss), **collapse_monitors(denoiser.teacher(clip))})
+    out = config.out / "encoder"
+    if processes.is_main:
+        training = {"kind": "mask denoising", **config.identity(), "steps": budget.step, "seconds": budget.elapsed}
+        save_encoder(out, denoiser.teacher, training=training)
+        plot_metrics(run.metrics_path, config.out / "curves.png", ("loss", "feature_std", "feature_rank"))
+    return out
+
+
+def _draw(
+    config: PretrainConfig,
+    source: ClipSource,
+    generators: tuple[np.random.Generator, torch.Generator],
+    processes: Processes,
+    device: torch.device,
+) -> tuple[Tensor, list[Mask]]:
+    """This rank's clips [B, 3, T, H, W] and masks. Every rank draws the whole batch, so all see the same draws."""
+    numpy_rng, torch_rng = generators
+    frames = 1 if numpy_rng.random() < config.still_share else config.frames
+    side, share = config.image_size // PATCH, processes.share(config.batch)
+    batch = source.sample(numpy_rng, config.batch, frames)[share]
+    masks = sample_masks((max(frames // TUBELET, 1), side, side), config.batch, torch_rng)
+    clip = normalise_images(torch.from_numpy(batch).to(device)).permute(0, 4, 1, 2, 3)
+    return clip, [Mask(m.context[share], m.target[share]).to(device) for m in masks]
