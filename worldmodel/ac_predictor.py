@@ -130,35 +130,33 @@ class ACPredictor(nn.Module):
         """Patch tokens [B, T, N / merge^2, P] before the first block."""
         return self.predictor_embed(merge_patches(z_BTND, grid, self.config.merge))
 
-    def embed_conditioning(
-        self, actions_BTA: Tensor, states_BTA: Tensor, extrinsics_BTE: Tensor | None
-    ) -> Tensor:
+    def embed_conditioning(self, actions_BTA: Tensor, states_BTA: Tensor, extrinsics_BTE: Tensor | None) -> Tensor:
         """Conditioning tokens [B, T, C, P] before the first block."""
         dtype = self.action_encoder.weight.dtype
-        tokens = [
-            self.action_encoder(self._scale_actions(actions_BTA).to(dtype)),
-            self.state_encoder(self._scale_states(states_BTA).to(dtype)),
-        ]
+        tokens = [self.embed_actions(actions_BTA), self.state_encoder(self._scale_states(states_BTA).to(dtype))]
         if extrinsics_BTE is not None:
             tokens.append(self.extrinsics_encoder(extrinsics_BTE.to(dtype)))
         return torch.stack(tokens, 2)
 
+    def embed_actions(self, actions: Tensor) -> Tensor:
+        """Action tokens [..., P] of actions [..., 7]."""
+        scale = self.config.action_scale
+        actions = actions if scale is None else actions * actions.new_tensor(scale)
+        return self.action_encoder(actions.to(self.action_encoder.weight.dtype))
+
     def read_out(self, x_BTLP: Tensor, z_BTND: Tensor, grid: tuple[int, int]) -> Prediction:
         """Prediction from the last block's tokens [B, T, C + N / merge^2, P] and the features that went in."""
-        tokens = self.predictor_norm(x_BTLP)
-        z = self.predictor_proj(tokens[:, :, self.conditioning :])
-        z = split_patches(z, grid, self.config.merge)
-        if self.config.residual:
-            z = z + z_BTND
-        return Prediction(z, self.read_state_delta(tokens))
-
-    def read_state_delta(self, tokens_BTLP: Tensor) -> Tensor | None:
-        """The state head's change of state [B, T, 7] in action units, from normed tokens (action and state first)."""
+        z = self.project_out(x_BTLP[:, :, self.conditioning :], z_BTND, grid)
         if self.state_head is None:
-            return None
-        delta = self.state_head(tokens_BTLP[:, :, :2].flatten(2)).float()
+            return Prediction(z, None)
+        delta = self.state_head(self.predictor_norm(x_BTLP[:, :, :2]).flatten(2)).float()
         scale = self.config.action_scale
-        return delta if scale is None else delta / delta.new_tensor(scale)
+        return Prediction(z, delta if scale is None else delta / delta.new_tensor(scale))
+
+    def project_out(self, x_BTNP: Tensor, z_BTND: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Next features [B, T, N, D] from the last block's patch tokens and the features that went in."""
+        z = split_patches(self.predictor_proj(self.predictor_norm(x_BTNP)), grid, self.config.merge)
+        return z + z_BTND if self.config.residual else z
 
     def rotary(self, steps: int, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Rotary:
         """Tables of all tokens of `steps` steps."""
@@ -166,9 +164,7 @@ class ACPredictor(nn.Module):
         coarse = (grid[0] // config.merge, grid[1] // config.merge)
         rows = config.grid[0] // config.merge
         head_dim = config.width // config.heads
-        return conditioned_rotary(
-            steps, coarse, rows, self.conditioning, head_dim, config.rope, device, dtype
-        )
+        return conditioned_rotary(steps, coarse, rows, self.conditioning, head_dim, config.rope, device, dtype)
 
     def check_inputs(
         self,
@@ -190,9 +186,7 @@ class ACPredictor(nn.Module):
             wanted["extrinsics"] = (extrinsics_BTE, EXTRINSICS_DIM)
         for name, (value, size) in wanted.items():
             if tuple(value.shape) != (*lead, size):
-                raise ValueError(
-                    f"{name} must be {[*lead, size]} beside these features, got {list(value.shape)}"
-                )
+                raise ValueError(f"{name} must be {[*lead, size]} beside these features, got {list(value.shape)}")
         return grid
 
     def check_features(self, z_BTND: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -209,10 +203,6 @@ class ACPredictor(nn.Module):
         if grid[0] % config.merge or grid[1] % config.merge:
             raise ValueError(f"merge {config.merge} does not divide the {grid[0]} x {grid[1]} patch grid")
         return grid
-
-    def _scale_actions(self, actions: Tensor) -> Tensor:
-        scale = self.config.action_scale
-        return actions if scale is None else actions * actions.new_tensor(scale)
 
     def _scale_states(self, states: Tensor) -> Tensor:
         if self.config.state_offset is not None:

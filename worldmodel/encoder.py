@@ -54,8 +54,8 @@ def take_tokens(tokens_BND: Tensor, index: Tensor) -> Tensor:
     return tokens_BND.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens_BND.shape[-1]))
 
 
-class VisionTransformer(nn.Module):
-    """The encoder; parameter names are the published ones.
+class Encoder(nn.Module):
+    """The vision transformer; parameter names are the published ones.
 
     Attributes:
         recompute: Recompute each block's activations in the backward pass (less memory, more time).
@@ -66,15 +66,11 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.recompute = False
         self.patch_embed = PatchEmbed(config.width)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         initialise(self, self.blocks)
 
-    def forward(
-        self, clip_BCTHW: Tensor, context_index: Tensor | None = None, layers: int | None = None
-    ) -> Tensor:
+    def forward(self, clip_BCTHW: Tensor, context_index: Tensor | None = None, layers: int | None = None) -> Tensor:
         """Features [B, N, D] of normalised clips [B, 3, T, H, W] (T = 1: stills), final LayerNorm applied.
 
         Args:
@@ -90,26 +86,22 @@ class VisionTransformer(nn.Module):
         blocks = self.blocks if layers is None else self.blocks[: self._check_layers(layers)]
         return self.norm(run_blocks(blocks, x, rotary, recompute=self.recompute))
 
-    def encode_frames(
-        self, images: np.ndarray | Tensor, layers: int | None = None, chunk: int = 64
-    ) -> Tensor:
+    def encode_frames(self, images: np.ndarray | Tensor, layers: int | None = None, chunk: int = 64) -> Tensor:
         """uint8 [B, T, H, W, 3] RGB -> layer-normed features [B, T, N, D], each frame a still of its own.
 
         As V-JEPA 2-AC sees frames. `chunk` frames go through the encoder at a time.
         """
         frames = torch.as_tensor(images)
         if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
-            raise ValueError(
-                f"images must be uint8 [B, T, H, W, 3], got {frames.dtype} {tuple(frames.shape)}"
-            )
+            raise ValueError(f"images must be uint8 [B, T, H, W, 3], got {frames.dtype} {tuple(frames.shape)}")
         check_image_size((frames.shape[2], frames.shape[3]))
         parts = [self._encode_stills(part, layers) for part in frames.flatten(0, 1).split(chunk)]
         return torch.cat(parts).unflatten(0, frames.shape[:2])
 
     def _encode_stills(self, frames: Tensor, layers: int | None) -> Tensor:
         weight = self.patch_embed.proj.weight
-        clip = normalise_images(frames.to(weight.device)).to(weight.dtype)
-        return normalize(self(clip.permute(0, 3, 1, 2).unsqueeze(2), layers=layers))
+        stills = pixels_to_clip(frames.to(weight.device)[:, None]).to(weight.dtype)
+        return normalize(self(stills, layers=layers))
 
     def _check_layers(self, layers: int) -> int:
         if not 1 <= layers <= len(self.blocks):
@@ -117,11 +109,11 @@ class VisionTransformer(nn.Module):
         return layers
 
 
-def normalise_images(images: Tensor) -> Tensor:
-    """uint8 [..., 3] RGB -> float32 [..., 3] with ImageNet's mean and deviation removed."""
-    mean = torch.tensor(IMAGE_MEAN, device=images.device) * 255
-    std = torch.tensor(IMAGE_STD, device=images.device) * 255
-    return (images - mean) / std
+def pixels_to_clip(pixels: Tensor) -> Tensor:
+    """uint8 [B, T, H, W, 3] RGB -> float32 clip [B, 3, T, H, W] with ImageNet's mean and deviation removed."""
+    mean = torch.tensor(IMAGE_MEAN, device=pixels.device) * 255
+    std = torch.tensor(IMAGE_STD, device=pixels.device) * 255
+    return ((pixels - mean) / std).permute(0, 4, 1, 2, 3)
 
 
 def clip_grid(clip_BCTHW: Tensor) -> tuple[int, int, int]:

@@ -5,7 +5,9 @@ Shapes: B clips, T x H x W token grid, K visible and M hidden tokens. Indices re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,11 +29,12 @@ class MaskFamily:
             raise ValueError(f"need blocks >= 1, 0 < scale < 1 and 0 < aspect low <= high, got {self}")
 
 
-PUBLISHED_FAMILIES = (MaskFamily(blocks=8, scale=0.15), MaskFamily(blocks=2, scale=0.7))
+SMALL_BLOCKS = MaskFamily(blocks=8, scale=0.15)
+LARGE_BLOCKS = MaskFamily(blocks=2, scale=0.7)
+PUBLISHED_FAMILIES = (SMALL_BLOCKS, LARGE_BLOCKS)
 
 
-@dataclass(frozen=True)
-class Mask:
+class Mask(NamedTuple):
     """Visible tokens `context` [B, K] and hidden ones `target` [B, M], ascending; disjoint in every clip."""
 
     context: Tensor
@@ -46,7 +49,7 @@ def sample_masks(
     grid: tuple[int, int, int],
     batch: int,
     generator: torch.Generator,
-    families: tuple[MaskFamily, ...] = PUBLISHED_FAMILIES,
+    families: Sequence[MaskFamily] = PUBLISHED_FAMILIES,
 ) -> list[Mask]:
     """One mask per family for a batch of clips with token grid (time, rows, columns).
 
@@ -57,9 +60,7 @@ def sample_masks(
     return [_sample_family(grid, batch, family, generator) for family in families]
 
 
-def _sample_family(
-    grid: tuple[int, int, int], batch: int, family: MaskFamily, generator: torch.Generator
-) -> Mask:
+def _sample_family(grid: tuple[int, int, int], batch: int, family: MaskFamily, generator: torch.Generator) -> Mask:
     steps, rows, columns = grid
     block = _block_size(rows, columns, family, generator)
     hidden = torch.stack([_hidden_cells(rows, columns, block, family, generator) for _ in range(batch)])

@@ -14,9 +14,7 @@ TUBELET = 2  # frames per token
 def _check_common(width: int, depth: int, heads: int, image_size: tuple[int, int], rope: str) -> None:
     check_name("rotary layout", rope, ROPE_LAYOUTS)
     if width <= 0 or depth <= 0 or heads <= 0 or width % heads:
-        raise ValueError(
-            f"need positive width, depth and heads with width % heads == 0, got {width}/{depth}/{heads}"
-        )
+        raise ValueError(f"need positive width, depth and heads with width % heads == 0, got {width}/{depth}/{heads}")
     check_image_size(image_size)
 
 
@@ -24,9 +22,7 @@ def check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
     """The patch grid (rows, columns) of an image (height, width) in pixels, which must be multiples of 16."""
     height, width = image_size
     if height % PATCH or width % PATCH or height <= 0 or width <= 0:
-        raise ValueError(
-            f"image height and width must be positive multiples of {PATCH}, got {height} x {width}"
-        )
+        raise ValueError(f"image height and width must be positive multiples of {PATCH}, got {height} x {width}")
     return height // PATCH, width // PATCH
 
 

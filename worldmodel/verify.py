@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor, nn
 
 from armworld import pose
 from armworld.worldmodel.ac_predictor import ACPredictor
-from armworld.worldmodel.encoder import VisionTransformer
+from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.mask_predictor import MaskPredictor
 from armworld.worldmodel.sizes import PATCH, TUBELET, ACPredictorConfig, EncoderConfig, MaskPredictorConfig
 
@@ -28,6 +30,17 @@ PLANNER_TOLERANCE = 1e-5
 Arrays = dict[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check our modules against recorded reference values.
+
+    Attributes:
+        directory: Folder with reference .npz files.
+    """
+
+    directory: tyro.conf.Positional[Path]
+
+
 class Check(NamedTuple):
     """One compared array: "file: array", largest absolute difference, tolerance, and whether it holds."""
 
@@ -35,6 +48,17 @@ class Check(NamedTuple):
     max_abs_error: float
     tolerance: float
     ok: bool
+
+
+def verify(config: VerifyConfig) -> int:
+    """Print one line per compared array; exit code 1 if one is off."""
+    checks = verify_directory(config.directory)
+    for check in checks:
+        verdict = "ok" if check.ok else "FAILED"
+        print(f"{check.name:<48} {check.max_abs_error:9.2e}  (tolerance {check.tolerance:.0e})  {verdict}")
+    failed = sum(not check.ok for check in checks)
+    print(f"{len(checks) - failed} of {len(checks)} arrays agree")
+    return 1 if failed else 0
 
 
 def verify_directory(directory: str | Path) -> list[Check]:
@@ -48,9 +72,7 @@ def verify_directory(directory: str | Path) -> list[Check]:
         raise ValueError(f"{folder} is not a folder with reference .npz files")
     checks = [check for path in sorted(folder.glob("*.npz")) for check in verify_file(path)]
     if not checks:
-        raise ValueError(
-            f"{folder} holds no reference .npz (encoder, mask_predictor, ac_predictor, pose or cem)"
-        )
+        raise ValueError(f"{folder} holds no reference .npz (encoder, mask_predictor, ac_predictor, pose or cem)")
     return checks
 
 
@@ -105,9 +127,7 @@ def _image_size(config: dict) -> tuple[int, int]:
 
 
 def _loaded(module: nn.Module, arrays: Arrays) -> nn.Module:
-    weights = {
-        k.removeprefix("weight/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weight/")
-    }
+    weights = {k.removeprefix("weight/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weight/")}
     weights.pop("pos_embed", None)  # published files carry it; it is unused with rotary positions
     module.load_state_dict(weights, strict=True)
     return module.eval()
@@ -120,7 +140,7 @@ def _torch(arrays: Arrays, *keys: str) -> list[Tensor]:
 def _encoder(arrays: Arrays) -> dict[str, Tensor]:
     config = _config(arrays)
     encoder = _loaded(
-        VisionTransformer(
+        Encoder(
             EncoderConfig(
                 config["embed_dim"],
                 config["depth"],

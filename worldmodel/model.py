@@ -1,0 +1,157 @@
+"""The world model that planners see: images to features, features and actions to imagined features.
+
+Shapes: B episodes, T context steps, S candidates, H imagined steps, N patches, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from armworld.types import check_name
+from armworld.worldmodel.ac_predictor import ACPredictor
+from armworld.worldmodel.encoder import Encoder
+from armworld.worldmodel.rollout import imagine
+from armworld.worldmodel.sizes import check_image_size
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Imagined futures: layer-normed features `z` [B, S, H, N, D] and robot states `state` [B, S, H, 7]."""
+
+    z: Tensor
+    state: Tensor
+
+
+class WorldModel(Protocol):
+    """What a planner needs. States and actions as in `armworld.pose` (m, rad, closedness; base frame)."""
+
+    step_seconds: float
+
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
+        """uint8 [B, T, H, W, 3] RGB -> features [B, T, N, D]."""
+        ...
+
+    def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+        """Features [B, T, N, D], states [B, T, 7], actions [B, S, H, 7] -> what each candidate leads to."""
+        ...
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """How a world model is to be used.
+
+    Attributes:
+        step_seconds: Duration of one action (s).
+        image_size: (height, width) of the camera images in pixels.
+        camera: Name of the camera in observations.
+        layers: Encoder blocks used; None means all.
+        extrinsics: Camera pose (x, y, z m; Euler rad; base frame) for predictors that read it.
+    """
+
+    step_seconds: float = 0.25
+    image_size: tuple[int, int] = (256, 256)
+    camera: str = "left"
+    layers: int | None = None
+    extrinsics: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.step_seconds > 0:
+            raise ValueError(f"step_seconds must be positive, got {self.step_seconds}")
+        check_image_size(self.image_size)
+        if self.extrinsics is not None and len(self.extrinsics) != 6:
+            raise ValueError(f"extrinsics need 6 values, got {len(self.extrinsics)}")
+
+
+class VJEPA2AC:
+    """A frozen encoder and an action-conditioned predictor as a `WorldModel`.
+
+    Attributes:
+        memory_mb: Bound on the activations of one pass through the predictor (MiB, estimate); candidates beyond it
+            go in several passes.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        predictor: ACPredictor,
+        config: WorldModelConfig,
+        dtype: str = "float32",
+        memory_mb: float = 1024.0,
+    ) -> None:
+        """Put both modules in evaluation mode; the predictor is converted to `dtype` ("float32", "bfloat16") in place.
+
+        The encoder keeps its precision: it runs once per image, and its features are what energies compare.
+        """
+        if encoder.config.width != predictor.config.features:
+            raise ValueError(
+                f"the predictor expects features of width {predictor.config.features}, "
+                f"the encoder's have {encoder.config.width}"
+            )
+        if predictor.config.extrinsics != (config.extrinsics is not None):
+            raise ValueError(
+                f"predictor.extrinsics is {predictor.config.extrinsics}, so config.extrinsics must "
+                f"{'hold the camera pose' if predictor.config.extrinsics else 'be None'}, got {config.extrinsics}"
+            )
+        self.config, self.memory_mb = config, memory_mb
+        self.encoder = encoder.eval()
+        self.predictor = predictor.to(DTYPES[check_name("dtype", dtype, DTYPES)]).eval()
+        self.step_seconds = config.step_seconds
+        self.image_size = config.image_size
+        self.camera = config.camera
+        self.grid = check_image_size(config.image_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the predictor lives."""
+        return self.predictor.predictor_embed.weight.device
+
+    @torch.no_grad()
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
+        """uint8 [B, T, H, W, 3] RGB of the configured size -> layer-normed features [B, T, N, D]."""
+        if tuple(images.shape[2:4]) != self.image_size:
+            raise ValueError(f"images must be {self.image_size} pixels, got {tuple(images.shape[2:4])}")
+        return self.encoder.encode_frames(images, self.config.layers)
+
+    def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+        """What each candidate leads to; see `WorldModel.rollout`. Differentiable with respect to the actions.
+
+        Gradients are recorded only if `actions` asks for them.
+        """
+        self._check(z, state, actions)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and actions.requires_grad):
+            parts = [self._imagine(z, state, chunk) for chunk in self._chunks(z, actions)]
+        if len(parts) == 1:
+            return parts[0]
+        return Rollout(torch.cat([part.z for part in parts], 1), torch.cat([part.state for part in parts], 1))
+
+    def _imagine(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+        extrinsics = self.config.extrinsics
+        camera = None if extrinsics is None else state.new_tensor(extrinsics).expand(len(state), -1)
+        return Rollout(*imagine(self.predictor, z, state, actions, camera, self.grid))
+
+    def _chunks(self, z: Tensor, actions: Tensor) -> Iterator[Tensor]:
+        """Candidates in pieces whose activations fit `memory_mb`."""
+        config = self.predictor.config
+        tokens = self.predictor.conditioning + z.shape[2] // config.merge**2
+        steps = z.shape[1] + actions.shape[2] - 1
+        cached = 2 * config.width * config.depth * (steps if steps > 1 else 0)
+        working = (6 + 2 * config.mlp_ratio) * config.width  # residual, norm, q, k, v, output; MLP before and after
+        size = self.predictor.predictor_embed.weight.element_size()
+        per_candidate = tokens * (cached + working) * size + z.shape[2] * z.shape[3] * 3 * 4
+        fitting = int(self.memory_mb * 2**20 / (per_candidate * len(z)))
+        return iter(actions.split(max(fitting, 1), dim=1))
+
+    def _check(self, z: Tensor, state: Tensor, actions: Tensor) -> None:
+        self.predictor.check_features(z, self.grid)
+        if tuple(state.shape) != (*z.shape[:2], 7):
+            raise ValueError(f"state must be {[*z.shape[:2], 7]} beside these features, got {list(state.shape)}")
+        if actions.ndim != 4 or actions.shape[0] != len(z) or actions.shape[3] != 7 or 0 in actions.shape:
+            raise ValueError(f"actions must be [{len(z)}, S, H, 7] with S, H >= 1, got {list(actions.shape)}")
