@@ -1,0 +1,1 @@
+"""Planning in latent space: energies, sampling and gradient planners, the receding-horizon agent."""

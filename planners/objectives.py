@@ -1,0 +1,145 @@
+"""Energies of imagined futures: how far each rollout ends from the goal.
+
+An objective is a callable `(rollout, goal) -> cost [B, S]`, lower is better. Legend: B episodes, S candidate plans,
+H imagined steps, N patches, D feature channels. All are frozen dataclasses; `WeightedSum` composes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from armworld.pose import action_between
+from armworld.types import check_name
+
+if TYPE_CHECKING:
+    from armworld.worldmodel.model import Rollout
+
+
+@dataclass(frozen=True)
+class LatentGoal:
+    """What the imagined future is compared with, for B episodes.
+
+    Attributes:
+        z: Goal features [B, N, D].
+        state: Goal robot state [B, 7] (m, rad, closedness; base frame), or None in image-only planning.
+        start: Features of the present frame [B, N, D], for objectives that weight what has to change, or None.
+    """
+
+    z: Tensor
+    state: Tensor | None = None
+    start: Tensor | None = None
+
+
+class Objective(Protocol):
+    """Cost [B, S] of a rollout (z [B,S,H,N,D], state [B,S,H,7]) against a goal."""
+
+    def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class FinalL1:
+    """mean |z_H - z_goal| over the last imagined frame: the published energy."""
+
+    def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
+        return (rollout.z[:, :, -1] - goal.z[:, None]).abs().mean((-2, -1))
+
+
+@dataclass(frozen=True)
+class SummedL1:
+    """sum_h discount^(H-h) mean |z_h - z_goal|, h = 1..H: rewards arriving early; the last step weighs 1."""
+
+    discount: float = 1.0
+
+    def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
+        steps = (rollout.z - goal.z[:, None, None]).abs().mean((-2, -1))
+        powers = torch.arange(steps.shape[-1] - 1, -1, -1, device=steps.device)
+        return (steps * self.discount**powers).sum(-1)
+
+
+@dataclass(frozen=True)
+class PatchWeightedL1:
+    """sum_n w_n |z_n - z_goal,n| at the last frame, with w_n proportional to (|z_goal,n - z_start,n| + floor)^power.
+
+    The weights have mean 1 over the patches; `floor` is a fraction of the mean change, so that no patch is ignored.
+    Needs `goal.start`.
+    """
+
+    power: float = 1.0
+    floor: float = 0.1
+
+    def weights(self, goal: LatentGoal) -> Tensor:
+        """Patch weights [B, N], mean 1 over N."""
+        if goal.start is None:
+            raise ValueError("PatchWeightedL1 needs goal.start, the features of the present frame; got None")
+        change = (goal.z - goal.start).abs().mean(-1)
+        scale = change.mean(-1, keepdim=True).clamp_min(1e-12)
+        weights = (change / scale + self.floor) ** self.power
+        return weights / weights.mean(-1, keepdim=True)
+
+    def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
+        distance = (rollout.z[:, :, -1] - goal.z[:, None]).abs().mean(-1)
+        return (distance * self.weights(goal)[:, None]).mean(-1)
+
+
+@dataclass(frozen=True)
+class RobotState:
+    """position |dp| + rotation |angle| + gripper |dc| between the last imagined state and the goal's (m, rad, 0..1).
+
+    It reads the goal's robot state, so a planner that uses it is no longer image-only; `LatentGoal.state` must be set.
+    """
+
+    position: float = 1.0
+    rotation: float = 0.0
+    gripper: float = 0.1
+
+    def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
+        if goal.state is None:
+            raise ValueError("RobotState needs goal.state [B, 7], the goal's robot state; got None")
+        state, target = rollout.state[:, :, -1], goal.state[:, None].to(rollout.state)
+        cost = self.position * torch.linalg.vector_norm(state[..., :3] - target[..., :3], dim=-1)
+        cost = cost + self.gripper * (state[..., 6] - target[..., 6]).abs()
+        if self.rotation:
+            # The Euler vector's length equals the angle to first order, which is where a goal cost must be right.
+            turn = action_between(state, target.expand_as(state))[..., 3:6]
+            cost = cost + self.rotation * torch.linalg.vector_norm(turn, dim=-1)
+        return cost
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """sum_i weight_i objective_i, from (weight, objective) pairs."""
+
+    terms: tuple[tuple[float, Objective], ...]
+
+    def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
+        if not self.terms:
+            raise ValueError("WeightedSum needs at least one (weight, objective) pair; got none")
+        costs = [weight * objective(rollout, goal) for weight, objective in self.terms]
+        return torch.stack(costs).sum(0)
+
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "final": FinalL1,
+    "summed": SummedL1,
+    "patches": PatchWeightedL1,
+    "final+state": lambda: WeightedSum(((1.0, FinalL1()), (0.1, RobotState()))),
+    "summed+state": lambda: WeightedSum(((1.0, SummedL1()), (0.1, RobotState()))),
+    "state": RobotState,
+}
+
+
+def make_objective(name: str) -> Objective:
+    """The objective called `name`; a ValueError lists the valid names. `+state` adds 0.1 of the robot-state cost."""
+    return OBJECTIVES[check_name("objective", name, OBJECTIVES)]()
+
+
+def needs_goal_state(objective: Objective) -> bool:
+    """Whether the objective reads the goal's robot state (and so is not image-only)."""
+    if isinstance(objective, WeightedSum):
+        return any(needs_goal_state(term) for _, term in objective.terms)
+    return isinstance(objective, RobotState)

@@ -1,0 +1,273 @@
+"""What every planner shares: its common settings, the evaluation of candidates, the statistics, the interface.
+
+Legend: B episodes, S candidate plans, H steps, P planned action dimensions (3 or 4, 5 with yaw), N patches, D channels.
+A planner is pure: all randomness comes from the generator passed to `plan`, and nothing is kept between calls; what
+the next call may reuse travels in a `WarmStart`.
+
+NaN and infinite energies count as +inf: such a candidate is never chosen, and `Statistics.nonfinite` counts them.
+When an episode has no finite candidate at all, `PlanningError` is raised: nothing is ever planned on NaN.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from armworld.planners.noise import Shape
+from armworld.planners.objectives import LatentGoal, Objective
+from armworld.planners.plans import ActionSpace, Iteration, Plan, PlanningError, Statistics, WarmStart
+
+if TYPE_CHECKING:
+    from armworld.worldmodel.model import WorldModel
+
+
+def lowest(plans: Tensor, cost: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` candidates of lowest cost, best first: [B,S,H,P], [B,S] -> [B,K,H,P], [B,K].
+
+    Candidates of infinite cost are replaced by the best one, so that statistics over elites stay finite.
+    """
+    cost, index = cost.topk(min(count, cost.shape[1]), largest=False, sorted=True)
+    plans = plans.gather(1, index[..., None, None].expand(-1, -1, *plans.shape[2:]))
+    finite = cost.isfinite()
+    return torch.where(finite[..., None, None], plans, plans[:, :1]), torch.where(finite, cost, cost[:, :1])
+
+
+# The energy's own memory per feature: the imagined features, their difference to the goal and its absolute value.
+# What the model needs inside a rollout is the model's to bound.
+FLOATS_PER_FEATURE = 3
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """What every planner is told.
+
+    Attributes:
+        horizon: Steps H per plan.
+        space: Planned dimensions and bounds.
+        hold_candidate: Holding still is always among the candidates.
+        hold_margin: Hold unless a plan lowers holding's energy by more than this fraction.
+        chunk: Candidates (over all episodes) per call of the model; None derives it from `memory_mb`.
+        memory_mb: Memory for imagined features and their energies in one call of the model, in MiB.
+        record: Keep every candidate in the statistics, for pictures.
+    """
+
+    horizon: int = 1
+    space: ActionSpace = field(default_factory=ActionSpace)
+    hold_candidate: bool = True
+    hold_margin: float = 0.0
+    chunk: int | None = None
+    memory_mb: float = 512.0
+    record: bool = False
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be at least 1, got {self.horizon}")
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1 candidate or None, got {self.chunk}")
+        if not 0 <= self.hold_margin < 1:
+            raise ValueError(f"hold_margin must lie in [0, 1), got {self.hold_margin}")
+
+
+class Search:
+    """One planning problem: evaluates candidates through model and objective, remembers the best, keeps statistics."""
+
+    def __init__(
+        self,
+        model: WorldModel,
+        objective: Objective,
+        z: Tensor,
+        state: Tensor,
+        goal: LatentGoal,
+        config: PlannerConfig,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        if z.ndim != 4 or state.shape != (*z.shape[:2], 7) or goal.z.shape != (z.shape[0], *z.shape[2:]):
+            raise ValueError(
+                "planning needs z [B,T,N,D], state [B,T,7] and goal.z [B,N,D]; "
+                f"got {tuple(z.shape)}, {tuple(state.shape)} and {tuple(goal.z.shape)}"
+            )
+        self.model, self.objective, self.config, self.space = model, objective, config, config.space
+        self.z, self.state = _usable(z), _usable(state)
+        self.goal = replace(goal, z=_usable(goal.z), start=self.z[:, -1] if goal.start is None else _usable(goal.start))
+        self.batch = z.shape[0]
+        self.best = z.new_zeros(self.batch, config.horizon, len(self.space.columns))
+        self.best_cost = z.new_full((self.batch,), torch.inf)
+        self.hold_cost: Tensor | None = None
+        self.stopped_early = False
+        self._should_stop = should_stop
+        self._iterations: list[Iteration] = []
+        self._evaluated = self._nonfinite = 0
+
+    def shape(self, samples: int) -> Shape:
+        """[B, samples, H, P]: the shape of that many candidates."""
+        return (self.batch, samples, self.best.shape[1], self.best.shape[2])
+
+    def out_of_time(self) -> bool:
+        """Whether the time budget has run out; the first iteration is always allowed."""
+        if self._iterations and self._should_stop is not None and self._should_stop():
+            self.stopped_early = True
+        return self.stopped_early
+
+    def evaluate(self, plans: Tensor) -> Tensor:
+        """Costs [B, S] of plans [B, S, H, P]; +inf where the energy is not finite. Counts as one iteration."""
+        with torch.no_grad():
+            chunks = plans.split(self._chunk(plans), dim=1)
+            cost = torch.cat([self._energy(chunk) for chunk in chunks], 1)
+        return self.note(plans, cost)
+
+    def energy_with_gradient(self, plans: Tensor) -> Tensor:
+        """Raw energies [B, S] of plans [B, S, H, P], differentiable with respect to the plans; nothing is noted."""
+        with torch.enable_grad():
+            cost = self._energy(plans)
+        if not cost.requires_grad:
+            raise ValueError(
+                f"{type(self.model).__name__}.rollout carries no gradient to the actions (a simulator, or no_grad); "
+                "use a planner without gradients: cem, icem, mppi, random"
+            )
+        return cost
+
+    def note(self, plans: Tensor, cost: Tensor) -> Tensor:
+        """Book evaluated plans: best so far, statistics. Returns the costs with +inf where not finite."""
+        plans, cost = plans.detach(), cost.detach()
+        finite = cost.isfinite()
+        cost = torch.where(finite, cost, torch.inf)
+        nonfinite = int((~finite).sum())
+        low, index = cost.min(1)
+        better = low < self.best_cost
+        chosen = plans[torch.arange(self.batch, device=plans.device), index]
+        self.best = torch.where(better[:, None, None], chosen, self.best)
+        self.best_cost = torch.where(better, low, self.best_cost)
+        self._evaluated += cost.numel()
+        self._nonfinite += nonfinite
+        lost = (~self.best_cost.isfinite()).nonzero().flatten().tolist()
+        if lost:
+            raise PlanningError(
+                f"no candidate has a finite energy (episodes {lost} of the batch, {cost.shape[1]} candidates each): "
+                "the world model or the objective returned NaN or infinity"
+            )
+        record = self.config.record
+        self._iterations.append(
+            Iteration(
+                samples=cost.shape[1],
+                best=float(low.mean()),
+                mean=float(cost[finite].mean()) if bool(finite.any()) else float("inf"),
+                best_so_far=float(self.best_cost.mean()),
+                nonfinite=nonfinite,
+                actions=self.space.expand(plans).cpu() if record else None,
+                cost=cost.cpu() if record else None,
+            )
+        )
+        return cost
+
+    def finish(self, plans: Tensor, cost: Tensor, elites: Tensor | None = None) -> Plan:
+        """The result: plans [B,H,P] with cost [B], or holding still where that is as good but for `hold_margin`."""
+        if self.hold_cost is not None:
+            hold = cost >= self.hold_cost * (1 - self.config.hold_margin)
+            plans = torch.where(hold[:, None, None], torch.zeros_like(plans), plans)
+            cost = torch.where(hold, self.hold_cost, cost)
+        hold = (plans == 0).flatten(1).all(1)
+        statistics = Statistics(
+            tuple(self._iterations), self._evaluated, self._nonfinite, self.hold_cost, self.stopped_early
+        )
+        kept = None if elites is None else self.space.expand(elites)
+        return Plan(self.space.expand(plans), cost, hold, statistics, kept)
+
+    def _energy(self, plans: Tensor) -> Tensor:
+        rollout = self.model.rollout(self.z, self.state, self.space.expand(plans))
+        cost = self.objective(rollout, self.goal)
+        if cost.shape != plans.shape[:2]:
+            raise ValueError(f"the objective must return [B, S] = {tuple(plans.shape[:2])}, got {tuple(cost.shape)}")
+        return cost
+
+    def _chunk(self, plans: Tensor) -> int:
+        """Candidates per episode in one call of the model."""
+        if self.config.chunk is not None:
+            return max(1, self.config.chunk // self.batch)
+        frame_bytes = self.z[0, 0].numel() * self.z.element_size()
+        candidate_bytes = FLOATS_PER_FEATURE * frame_bytes * plans.shape[2]
+        return max(1, int(self.config.memory_mb * 2**20) // (candidate_bytes * self.batch))
+
+
+Config = TypeVar("Config", bound=PlannerConfig)
+
+
+class Planner(ABC, Generic[Config]):
+    """Base of all planners: prepares the search, runs the algorithm's `optimise`."""
+
+    config: Config
+
+    def plan(
+        self,
+        model: WorldModel,
+        objective: Objective,
+        z: Tensor,
+        state: Tensor,
+        goal: LatentGoal,
+        *,
+        generator: torch.Generator,
+        warm_start: WarmStart | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Plan:
+        """Plan for B episodes at once.
+
+        Args:
+            model: The world model that imagines.
+            objective: Energy of an imagined future.
+            z: Features of the present (and past) frames [B, T, N, D].
+            state: Robot states of those frames [B, T, 7].
+            goal: Goal features [B, N, D] and, if the objective asks for it, goal state [B, 7].
+            generator: Source of all randomness.
+            warm_start: Guess from the previous call (see `shift`).
+            should_stop: Asked between iterations; True returns the best found so far.
+
+        Raises:
+            PlanningError: No candidate has a finite energy.
+            ValueError: Shapes that do not fit.
+        """
+        search = Search(model, objective, z, state, goal, self.config, should_stop)
+        start = search.best if warm_start is None else self._fit(warm_start.actions, search.best)
+        elites = None
+        if warm_start is not None and warm_start.elites is not None:
+            elites = self.config.space.clip(self.config.space.compress(warm_start.elites.to(search.best)))
+        with torch.no_grad():
+            return self.optimise(search, generator, start, elites)
+
+    @abstractmethod
+    def optimise(self, search: Search, generator: torch.Generator, start: Tensor, elites: Tensor | None) -> Plan:
+        """The algorithm. `start` is [B, H, P] (zeros without a warm start), `elites` [B, K, H, P] or None."""
+
+    def _fit(self, actions: Tensor, like: Tensor) -> Tensor:
+        if actions.shape != (*like.shape[:2], 7):
+            raise ValueError(f"warm start must be [B, H, 7] = {(*like.shape[:2], 7)}, got {tuple(actions.shape)}")
+        return self.config.space.clip(self.config.space.compress(actions.to(like)))
+
+
+def evaluate_first(search: Search, plans: Tensor, start: Tensor, elites: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Evaluate the first iteration with the anchors in place of its first samples: hold still, warm start, old elites.
+
+    Returns the plans [B,S,H,P] as evaluated and their costs [B,S]. Later iterations need not repeat the anchors: the
+    model is deterministic and the search remembers the best.
+    """
+    hold = search.config.hold_candidate
+    anchors = [torch.zeros_like(plans[:, :1])] if hold else []
+    if bool(start.any()):
+        anchors.append(start[:, None])
+    if elites is not None:
+        anchors.append(elites)
+    if anchors:
+        fixed = torch.cat(anchors, 1)
+        plans = torch.cat([fixed, plans[:, fixed.shape[1] :]], 1)
+    cost = search.evaluate(plans)
+    if hold:
+        search.hold_cost = cost[:, 0]
+    return plans, cost
+
+
+def _usable(x: Tensor) -> Tensor:
+    """`x` as a tensor that autograd accepts (features may come from inference mode)."""
+    return x.clone() if x.is_inference() else x.detach()
