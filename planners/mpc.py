@@ -1,0 +1,241 @@
+"""The planning agent: look, plan a few steps in latent space, execute, look again; sub-goal after sub-goal.
+
+It knows no environment, file or logger. What it did last is kept on the agent (`last_plan`, `last_step`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from armworld.planners.objectives import LatentGoal, Objective
+from armworld.planners.plans import Plan, PlanningError, WarmStart, shift
+from armworld.planners.sampling import Planner
+from armworld.types import Goal, Observation, check_name
+
+if TYPE_CHECKING:
+    from armworld.worldmodel.model import WorldModel
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """How the agent plans; what it plans with comes separately.
+
+    Attributes:
+        execute_steps: Steps of each plan that are executed before planning again (at most the horizon).
+        warm_start: Start each search from the rest of the last plan.
+        repeat_last: A warm start repeats the plan's last action where it ran out, instead of holding still.
+        schedule: When the next sub-goal is shown. "budget": after the goal's step budget (as in the paper);
+            "energy": when the energy to the sub-goal, mean |z - z_goal|, falls to `switch_energy`, or after
+            `switch_holds` plans in a row that hold still, at the latest after `patience` times the budget.
+        switch_energy, switch_holds, patience: See `schedule`.
+        context: Frames (the present one and those before) that the model sees; fewer at the episode's start.
+        seconds_per_action: Time budget of one call of `act`; the search returns its best when it is spent. The
+            first iteration always runs. Results then depend on the machine's speed. None: no budget.
+    """
+
+    execute_steps: int = 1
+    warm_start: bool = True
+    repeat_last: bool = False
+    schedule: Literal["budget", "energy"] = "budget"
+    switch_energy: float = 0.0
+    switch_holds: int = 2
+    patience: float = 2.0
+    context: int = 1
+    seconds_per_action: float | None = None
+
+    def __post_init__(self) -> None:
+        check_name("sub-goal schedule", self.schedule, ("budget", "energy"))
+        if self.execute_steps < 1 or self.context < 1 or self.switch_holds < 1 or self.patience <= 0:
+            raise ValueError(f"execute_steps, context, switch_holds and patience must be positive, got {self}")
+        if self.seconds_per_action is not None and self.seconds_per_action <= 0:
+            raise ValueError(f"seconds_per_action must be positive or None, got {self.seconds_per_action}")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one call of `act` did.
+
+    Attributes:
+        subgoal: Index of the sub-goal planned for.
+        planned: False where the action is a later step of an earlier plan.
+        hold: The planner chose to hold still.
+        energy: mean |z - z_goal| of the present frame, before acting.
+        cost: Energy that the plan expects to reach (the objective's unit).
+        evaluated, nonfinite: Candidate rollouts, and how many of them had no finite energy.
+        stopped_early: The time budget ended the search.
+        encode_seconds, plan_seconds: Wall-clock time.
+    """
+
+    subgoal: int
+    planned: bool
+    hold: bool
+    energy: float
+    cost: float
+    evaluated: int
+    nonfinite: int
+    stopped_early: bool
+    encode_seconds: float
+    plan_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return asdict(self)
+
+
+class PlanningAgent:
+    """An `Agent` (armworld.types) that plans to image goals with a world model.
+
+    The robot's present state is read from the observation (proprioception, as in the paper); the goal's state reaches
+    the objective only, and the published objective ignores it.
+
+    Attributes:
+        last_plan: The latest `Plan`, with its statistics; None before the first action.
+        last_step: Record of the latest action; None before the first action.
+        history: Records of all actions of this episode.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        planner: Planner,
+        objective: Objective,
+        camera: str,
+        generator: torch.Generator,
+        config: AgentConfig | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Put the parts together; `generator` is the source of all the planner's randomness."""
+        self.config = config or AgentConfig()
+        if self.config.execute_steps > planner.config.horizon:
+            raise ValueError(
+                f"execute_steps {self.config.execute_steps} exceeds the planner's horizon {planner.config.horizon}"
+            )
+        self.model, self.planner, self.objective = model, planner, objective
+        self.camera, self.generator, self.device = camera, generator, torch.device(device)
+        self.last_plan: Plan | None = None
+        self.last_step: StepRecord | None = None
+        self.history: list[StepRecord] = []
+        self._goals: tuple[LatentGoal, ...] = ()
+
+    def reset(self, goal: Goal) -> None:
+        """Begin an episode: encode every sub-goal's image."""
+        self._goals = tuple(
+            LatentGoal(self._encode(observation)[:, 0], self._state(observation)[:, 0])
+            for observation in goal.observations
+        )
+        self._budgets = goal.budgets
+        self._subgoal = self._steps_here = self._holds = 0
+        self._queue: deque[np.ndarray] = deque()
+        self._frames: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.config.context)
+        self.last_plan = self.last_step = None
+        self.history = []
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """The next action, float32 [7].
+
+        Raises:
+            PlanningError: No finite energy among all candidates, or features that are not finite.
+            ValueError: An observation without the camera or the state, or `reset` was not called.
+        """
+        if not self._goals:
+            raise ValueError("PlanningAgent.act needs a goal first: call reset(goal)")
+        started = time.perf_counter()
+        self._frames.append((self._encode(observation), self._state(observation)))
+        energy = self._advance()
+        encoded = time.perf_counter()
+        planned = not self._queue
+        if planned:
+            self._plan(started)
+        action = self._queue.popleft()
+        self._steps_here += 1
+        self._record(planned, energy, encoded - started, time.perf_counter() - encoded)
+        return action
+
+    def _plan(self, started: float) -> None:
+        z, state = (torch.cat(parts, 1) for parts in zip(*self._frames, strict=True))
+        budget = self.config.seconds_per_action
+        self.last_plan = plan = self.planner.plan(
+            self.model,
+            self.objective,
+            z,
+            state,
+            self._goals[self._subgoal],
+            generator=self.generator,
+            warm_start=self._warm_start(),
+            should_stop=None if budget is None else lambda: time.perf_counter() - started > budget,
+        )
+        self._holds = self._holds + 1 if bool(plan.hold[0]) else 0
+        actions = plan.actions[0, : self.config.execute_steps].cpu().numpy().astype(np.float32)
+        if not np.isfinite(actions).all():
+            raise PlanningError(f"the plan is not finite: {actions.tolist()}")
+        self._queue.extend(actions)
+
+    def _warm_start(self) -> WarmStart | None:
+        if not self.config.warm_start or self.last_plan is None:
+            return None
+        return shift(self.last_plan, self.config.execute_steps, self.config.repeat_last)
+
+    def _advance(self) -> float:
+        """Show the next sub-goal if it is time; the energy of the present frame to the sub-goal now shown."""
+        energy = self._energy()
+        while self._subgoal + 1 < len(self._goals) and self._finished(energy):
+            self._subgoal += 1
+            self._steps_here = self._holds = 0
+            self._queue.clear()
+            self.last_plan = None  # a plan for another goal is no warm start
+            energy = self._energy()
+        return energy
+
+    def _finished(self, energy: float) -> bool:
+        budget = self._budgets[self._subgoal]
+        if self.config.schedule == "budget":
+            return self._steps_here >= budget
+        arrived = energy <= self.config.switch_energy or self._holds >= self.config.switch_holds
+        return arrived or self._steps_here >= self.config.patience * budget
+
+    def _energy(self) -> float:
+        return float((self._frames[-1][0][0, 0] - self._goals[self._subgoal].z[0]).abs().mean())
+
+    def _encode(self, observation: Observation) -> Tensor:
+        """Features [1, 1, N, D] of one observation's image."""
+        if self.camera not in observation:
+            names = ", ".join(name for name in observation if name != "state")
+            raise ValueError(f"no camera {self.camera!r} in the observation; it has {names or 'no image'}")
+        z = self.model.encode(observation[self.camera][None, None]).to(self.device)
+        if not bool(z.isfinite().all()):
+            raise PlanningError(f"the encoder's features of camera {self.camera!r} are not finite")
+        return z
+
+    def _state(self, observation: Observation) -> Tensor:
+        """Robot state [1, 1, 7]."""
+        state = np.asarray(observation["state"], dtype=np.float32)
+        if state.shape != (7,) or not np.isfinite(state).all():
+            raise ValueError(f"observation['state'] must be 7 finite numbers, got {state.tolist()}")
+        return torch.from_numpy(state).to(self.device)[None, None]
+
+    def _record(self, planned: bool, energy: float, encode_seconds: float, plan_seconds: float) -> None:
+        plan = self.last_plan
+        assert plan is not None, "an action came from no plan"
+        statistics = plan.statistics
+        self.last_step = StepRecord(
+            subgoal=self._subgoal,
+            planned=planned,
+            hold=bool(plan.hold[0]),
+            energy=energy,
+            cost=float(plan.cost[0]),
+            evaluated=statistics.evaluated if planned else 0,
+            nonfinite=statistics.nonfinite if planned else 0,
+            stopped_early=statistics.stopped_early and planned,
+            encode_seconds=encode_seconds,
+            plan_seconds=plan_seconds,
+        )
+        self.history.append(self.last_step)
+
+
