@@ -112,9 +112,7 @@ def lab_spec(name: str) -> mujoco.MjSpec:
     return spec
 
 
-def scene_spec(
-    lab: str = "lab1", gripper: str = "robotiq_2f85", objects: Iterable[str] = ()
-) -> mujoco.MjSpec:
+def scene_spec(lab: str = "lab1", gripper: str = "robotiq_2f85", objects: Iterable[str] = ()) -> mujoco.MjSpec:
     """A lab with the robot and objects in it, names unchanged; objects start side by side on the table."""
     scene = lab_spec(lab)
     scene.attach(robot_spec(gripper), prefix="", frame=scene.worldbody.add_frame())

@@ -26,6 +26,9 @@ from armworld.types import require
 MESHES = Path(__file__).parent / "meshes"
 MILLIMETRE = 0.001  # Robotiq's files are in millimetres, Franka's in metres
 RAY_DIRECTIONS = 48  # view directions tried per face before it counts as interior
+NEIGHBOUR_RINGS = 2  # rings of unseen neighbours kept around what is seen
+SMALLEST_PIECE = 1e-4  # m^2: separate pieces with less surface are left out (screws, logos)
+AGGRESSION = 3  # fast_simplification's: low is slow and true to the shape
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Part:
     name: str
     sources: tuple[str, ...]
     faces: int
+
+    @property
+    def link(self) -> str:
+        """Parts of one link hide one another's inside: "link5" of "link5_white"."""
+        return self.name.split("_")[0] if self.name.startswith("link") else self.name
 
 
 def _franka(name: str, numbers: tuple[int | str, ...], faces: int) -> Part:
@@ -62,7 +70,6 @@ PARTS = (
     _franka("link6_dark", (2, 9, 10, 14, 15), 500),
     _franka("link7_metal", (0, 7), 800),
     _franka("link7_dark", (1, 2, 3, 4, 5, 6), 250),
-    _robotiq("base_mount", 300),
     _robotiq("base", 1300),
     _robotiq("driver", 140),
     _robotiq("coupler", 160),
@@ -87,15 +94,58 @@ def load_part(part: Part, assets: Path):
     return joined
 
 
-def decimate(mesh, faces: int):
-    """Quadric edge collapse down to at most `faces` faces."""
+def outer_faces(mesh, group) -> np.ndarray:
+    """Which faces of `mesh` can be seen from outside `group`, the link that it is part of; bool [F].
+
+    Rays are shot at each face's centroid from a sphere around the link; the face is seen when one of them
+    arrives, give or take a tenth of a millimetre. Neighbours of seen faces are kept too, so that no gap opens
+    where two parts overlap.
+    """
+    spec = mujoco.MjSpec()
+    spec.add_mesh(
+        name="group",
+        uservert=np.asarray(group.vertices).ravel().tolist(),
+        userface=np.asarray(group.faces).ravel().tolist(),
+        inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL,
+    )
+    spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname="group")
+    model = spec.compile()
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    radius = float(np.linalg.norm(group.extents))
+    hit = np.zeros(1, np.int32)
+    directions = _sphere(RAY_DIRECTIONS)
+    seen = np.zeros(len(mesh.faces), bool)
+    for i, (centroid, normal) in enumerate(zip(mesh.triangles_center, mesh.face_normals, strict=True)):
+        for direction in directions[directions @ normal > 0.1]:
+            distance = mujoco.mj_ray(model, data, centroid + radius * direction, -direction, None, 1, -1, hit)
+            if distance > radius - 1e-4:
+                seen[i] = True
+                break
+    for _ in range(NEIGHBOUR_RINGS):
+        touched = np.zeros(len(mesh.vertices), bool)
+        touched[mesh.faces[seen]] = True
+        seen = touched[mesh.faces].any(1)
+    return seen
+
+
+def _sphere(n: int) -> np.ndarray:
+    """`n` unit vectors spread evenly (a Fibonacci lattice), [n, 3]."""
+    k = np.arange(n) + 0.5
+    z, angle = 1 - 2 * k / n, np.pi * (1 + 5**0.5) * k
+    return np.stack([np.cos(angle) * np.sqrt(1 - z * z), np.sin(angle) * np.sqrt(1 - z * z), z], 1)
+
+
+def simplify(mesh, group, faces: int):
+    """Keep what is seen from outside, drop screws and the like, and collapse edges down to `faces` faces."""
     simplification = require("fast_simplification", "dev")
     trimesh = require("trimesh", "dev")
-    if len(mesh.faces) <= faces:
-        return mesh
-    vertices, triangles = simplification.simplify(
-        np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32), target_count=faces, agg=3
-    )
+    shell = mesh.submesh([outer_faces(mesh, group)], append=True)
+    pieces = [piece for piece in shell.split(only_watertight=False) if piece.area > SMALLEST_PIECE]
+    shell = trimesh.util.concatenate(pieces)
+    vertices, triangles = np.asarray(shell.vertices, np.float32), np.asarray(shell.faces, np.int32)
+    if len(triangles) > faces:
+        vertices, triangles = simplification.simplify(vertices, triangles, target_count=faces, agg=AGGRESSION)
     return trimesh.Trimesh(vertices, triangles, process=True)
 
 
@@ -110,17 +160,20 @@ def write_obj(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
 
 def main() -> None:
     """Derive every mesh of PARTS and print what each kept."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("assets", type=Path, help="gym_hil/assets of the unpacked wheel")
     assets = parser.parse_args().assets
+    trimesh = require("trimesh", "dev")
     MESHES.mkdir(exist_ok=True)
+    full = {part.name: load_part(part, assets) for part in PARTS}
+    total = 0
     for part in PARTS:
-        full = load_part(part, assets)
-        small = decimate(full, part.faces)
+        group = trimesh.util.concatenate([full[p.name] for p in PARTS if p.link == part.link])
+        small = simplify(full[part.name], group, part.faces)
         write_obj(MESHES / f"{part.name}.obj", np.asarray(small.vertices), np.asarray(small.faces))
-        print(f"{part.name:12s} {len(full.faces):6d} -> {len(small.faces):5d} faces")
+        print(f"{part.name:12s} {len(full[part.name].faces):6d} -> {len(small.faces):5d} faces")
+        total += len(small.faces)
+    print(f"{total} faces")
 
 
 if __name__ == "__main__":
