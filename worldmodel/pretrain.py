@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import save_encoder
-from armworld.worldmodel.encoder import VisionTransformer, clip_grid, normalise_images, take_tokens
+from armworld.worldmodel.encoder import Encoder, clip_grid, pixels_to_clip, take_tokens
 from armworld.worldmodel.mask_predictor import MaskPredictor
 from armworld.worldmodel.masks import Mask, sample_masks
 from armworld.worldmodel.sizes import PATCH, TUBELET, EncoderConfig, MaskPredictorConfig, encoder_config
@@ -113,13 +113,13 @@ class ClipSource(Protocol):
 class MaskDenoiser(nn.Module):
     """Student, mask predictor and the loss; the teacher is held beside them, outside of the parameters."""
 
-    def __init__(self, student: VisionTransformer, predictor: MaskPredictor) -> None:
+    def __init__(self, student: Encoder, predictor: MaskPredictor) -> None:
         super().__init__()
         self.student, self.predictor = student, predictor
         self._teacher = [copy.deepcopy(student).requires_grad_(False)]  # in a list: not to be registered
 
     @property
-    def teacher(self) -> VisionTransformer:
+    def teacher(self) -> Encoder:
         return self._teacher[0]
 
     @torch.no_grad()
@@ -174,7 +174,7 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
 
         source = open_clips(config.data, config.image_size, config.step_seconds)
     torch.manual_seed(config.seed)
-    encoder = VisionTransformer(config.encoder)
+    encoder = Encoder(config.encoder)
     denoiser = MaskDenoiser(encoder, MaskPredictor(config.predictor)).to(device)
     denoiser.teacher.to(device)
     model = processes.wrap(denoiser)
@@ -194,11 +194,11 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
         denoiser.update_teacher(config.ema)
         if step % 20 == 0:
             with torch.no_grad(), precision(device, config.dtype):
-                run.log({"loss": float(loss), **collapse_monitors(denoiser.teacher(clip))})
+                run.log({"loss": float(loss.detach()), **collapse_monitors(denoiser.teacher(clip))})
     out = config.out / "encoder"
     if processes.is_main:
-        training = {"kind": "mask denoising", **config.identity(), "steps": budget.step, "seconds": budget.elapsed}
-        save_encoder(out, denoiser.teacher, training=training)
+        about = {"training": "mask denoising", **config.identity(), "steps": budget.step}
+        save_encoder(out, denoiser.teacher, about={**about, "seconds": round(budget.elapsed)})
         plot_metrics(run.metrics_path, config.out / "curves.png", ("loss", "feature_std", "feature_rank"))
     return out
 
@@ -216,5 +216,5 @@ def _draw(
     side, share = config.image_size // PATCH, processes.share(config.batch)
     batch = source.sample(numpy_rng, config.batch, frames)[share]
     masks = sample_masks((max(frames // TUBELET, 1), side, side), config.batch, torch_rng)
-    clip = normalise_images(torch.from_numpy(batch).to(device)).permute(0, 4, 1, 2, 3)
+    clip = pixels_to_clip(torch.from_numpy(batch).to(device))
     return clip, [Mask(m.context[share], m.target[share]).to(device) for m in masks]

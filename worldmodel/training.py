@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,30 @@ def precision(device: torch.device, dtype: str) -> AbstractContextManager:
     raise ValueError(f"unknown dtype {dtype!r}; valid: float32, bfloat16")
 
 
+@contextmanager
+def interruption_flag() -> Iterator[threading.Event]:
+    """Within, the first Ctrl-C or SIGTERM sets the flag; a second one interrupts at once, as usual.
+
+    Off the main thread, where Python handles no signals, the flag is never set.
+    """
+    flag = threading.Event()
+    previous = {}
+
+    def handle(number: int, frame: object) -> None:
+        flag.set()
+        signal.signal(number, previous[number])
+
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in previous:
+            signal.signal(number, handle)
+    try:
+        yield flag
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 class TrainingRun:
     """A run folder and everything that changes while training: modules, optimiser, generators, budget, log.
 
@@ -185,23 +211,25 @@ class TrainingRun:
         self._metrics = Metrics(self.metrics_path, budget.step, processes.is_main)
 
     def steps(self) -> Iterator[int]:
-        """Yield the step number until the budget is spent; the state is saved at the end, also after an interrupt."""
+        """Yield the step number until the budget is spent, saving every `save_minutes` and at the end.
+
+        Ctrl-C and SIGTERM are honoured between steps: the state is saved, then KeyboardInterrupt is raised.
+        """
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
         self.budget.start()
         saved = time.monotonic()
-        with Progress(*columns, TimeRemainingColumn(), disable=not self.processes.is_main) as self._progress:
-            self._task = self._progress.add_task(self.out.name, total=1.0, status="")
-            try:
-                while not self.budget.done:
-                    yield self.budget.step
-                    self.budget.tick()
-                    self._progress.update(self._task, completed=self.budget.progress)
-                    if time.monotonic() - saved > self.save_seconds:
-                        self.save()
-                        saved = time.monotonic()
-            except KeyboardInterrupt:
-                self.save()
-                raise
+        progress = Progress(*columns, TimeRemainingColumn(), disable=not self.processes.is_main)
+        with progress as self._progress, interruption_flag() as interrupted:
+            self._task = progress.add_task(self.out.name, total=1.0, status="")
+            while not self.budget.done:
+                yield self.budget.step
+                self.budget.tick()
+                progress.update(self._task, completed=self.budget.progress)
+                if interrupted.is_set() or time.monotonic() - saved > self.save_seconds:
+                    self.save()
+                    saved = time.monotonic()
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
         self.save()
 
     def set_learning_rate(self, start: float, peak: float) -> None:
@@ -217,7 +245,7 @@ class TrainingRun:
         """
         if not torch.isfinite(loss):
             raise ValueError(
-                f"the loss became {float(loss)} at step {self.budget.step}; the last good state is kept in {self.out}. "
+                f"the loss became {float(loss.detach())} at step {self.budget.step}; the last good state is kept in {self.out}. "
                 "Lower the learning rate or use --dtype float32, and run the command again"
             )
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,95 @@
+"""The training loop: schedule, budget, exact resume, masks' teacher, collapse monitors."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from armworld.worldmodel.pretrain import PretrainConfig, collapse_monitors, pretrain
+from armworld.worldmodel.training import Budget, Processes, parameter_groups, read_metrics, warmup_constant_decay
+
+
+class NoiseClips:
+    """Clips of smoothly moving noise; interrupts the process at one draw if asked to."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.draws, self.stop_at = 0, stop_at
+
+    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray:
+        self.draws += 1
+        if self.draws == self.stop_at:
+            raise KeyboardInterrupt
+        return generator.integers(0, 256, (batch, frames, 64, 64, 3), dtype=np.uint8)
+
+
+def settings(out, **changes) -> PretrainConfig:
+    base = {"size": "debug", "image_size": 64, "batch": 2, "steps": 6, "dtype": "float32", "predictor_width": 48}
+    return PretrainConfig(data=(), out=out, predictor_depth=1, predictor_heads=2, **{**base, **changes})
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "state.pt", weights_only=True)["modules"]["denoiser"]
+
+
+def test_schedule_rises_holds_and_decays():
+    rates = [warmup_constant_decay(p, 0.1, 1.0, 0.0, warmup=0.1, decay=0.2) for p in (0, 0.05, 0.1, 0.5, 0.8, 0.9, 1)]
+    np.testing.assert_allclose(rates, [0.1, 0.55, 1, 1, 1, 0.5, 0], atol=1e-12)
+
+
+def test_budget_needs_a_positive_bound():
+    with pytest.raises(ValueError, match="steps, minutes or both"):
+        Budget()
+    with pytest.raises(ValueError, match="steps must be positive, got 0"):
+        Budget(steps=0)
+
+
+def test_only_matrices_decay():
+    module = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    decayed, free = parameter_groups(module, 0.1)
+    assert [tuple(p.shape) for p in decayed["params"]] == [(3, 4)] and decayed["weight_decay"] == 0.1
+    assert len(free["params"]) == 3 and free["weight_decay"] == 0
+
+
+def test_ranks_share_a_batch_without_gaps():
+    parts = [list(range(12))[Processes(rank, 3).share(12)] for rank in range(3)]
+    assert sum(parts, []) == list(range(12))
+    with pytest.raises(ValueError, match="batch 10 does not divide over 3"):
+        Processes(0, 3).share(10)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    pretrain(settings(tmp_path / "whole"), NoiseClips())
+    broken = settings(tmp_path / "broken", save_minutes=1e-9)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(broken, NoiseClips(stop_at=4))
+    assert torch.load(broken.out / "state.pt", weights_only=True)["step"] == 3
+    pretrain(broken, NoiseClips())
+    whole = weights(tmp_path / "whole")
+    assert all(torch.equal(value, whole[name]) for name, value in weights(broken.out).items())
+    losses = [[row["loss"] for row in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("whole", "broken")]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_folder_of_other_settings_is_refused(tmp_path):
+    pretrain(settings(tmp_path, steps=1), NoiseClips())
+    with pytest.raises(ValueError, match=r"other settings \(ema: 0.998 -> 0.5\)"):
+        pretrain(settings(tmp_path, steps=1, ema=0.5), NoiseClips())
+
+
+def test_a_loss_that_is_not_a_number_keeps_the_last_state(tmp_path):
+    pretrain(settings(tmp_path, steps=1), NoiseClips())
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state["modules"]["denoiser"]["student.norm.bias"].fill_(float("nan"))
+    torch.save(state, tmp_path / "state.pt")
+    before = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(ValueError, match="the loss became nan at step 1"):
+        pretrain(settings(tmp_path, steps=3), NoiseClips())
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_collapse_monitors_tell_rank():
+    generator = torch.Generator().manual_seed(0)
+    full = torch.randn(4000, 16, generator=generator)
+    line = full[:, :1] * torch.randn(1, 16, generator=generator)
+    assert collapse_monitors(full)["feature_rank"] == pytest.approx(16, abs=0.3)
+    assert collapse_monitors(line)["feature_rank"] == pytest.approx(1, abs=0.01)
