@@ -1,0 +1,176 @@
+"""What the arm does while data is collected: agents that draw from one seeded generator.
+
+| name | motion |
+| --- | --- |
+| `reach` | from target to target across the workspace: noise, speed, overshoot and dwell vary |
+| `play` | smooth and abrupt random deltas, from under a millimetre to the largest action |
+| `objects` | to objects, pushing through them, closing on them, lifting and dropping |
+| `expert`, `noisy_expert` | the task's scripted expert, bare or with noise on every action |
+| `recover` | the expert, thrown off course every few steps |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from armworld.datasets.motions import (
+    MAX_STEP,
+    DisturbedAgent,
+    PlayAgent,
+    Waypoint,
+    WaypointAgent,
+    log_uniform,
+)
+from armworld.types import Agent, check_name
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of the behaviours among episodes (normalised), see the module's table."""
+
+    reach: float = 0.5
+    play: float = 0.5
+    objects: float = 0.0
+    expert: float = 0.0
+    noisy_expert: float = 0.0
+    recover: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = self.shares()
+        if min(shares.values()) < 0 or sum(shares.values()) <= 0:
+            raise ValueError(f"behaviour shares must be >= 0 and not all 0, got {shares}")
+
+    def shares(self) -> dict[str, float]:
+        """Behaviour name -> share, as given."""
+        return {field.name: float(getattr(self, field.name)) for field in fields(self)}
+
+    def draw(self, rng: np.random.Generator) -> str:
+        """One behaviour's name."""
+        names, weights = zip(*self.shares().items(), strict=True)
+        return str(rng.choice(names, p=np.asarray(weights) / sum(weights)))
+
+
+def workspace_box(env: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper corner [3] (m) of where the flange may go."""
+    workspace = env.unwrapped.simulator.workspace
+    return np.asarray(workspace.low), np.asarray(workspace.high)
+
+
+def reach_agent(env: Any, rng: np.random.Generator) -> Agent:
+    """Targets uniform over the workspace, every other one near the last, so that fine approaches are frequent."""
+    low, high = workspace_box(env)
+
+    def targets() -> Iterator[Waypoint]:
+        position: np.ndarray | None = None
+        closedness = float(rng.choice([0.0, 0.0, rng.random(), 1.0]))
+        while True:
+            if position is not None and rng.random() < 0.5:
+                position = np.clip(position + rng.uniform(-0.12, 0.12, 3), low, high)
+            else:  # 3 % beyond each wall, clipped back: the walls themselves are visited too
+                margin = 0.03 * (high - low)
+                position = np.clip(rng.uniform(low - margin, high + margin), low, high)
+            speed = rng.uniform(0.25, 1.0) * MAX_STEP
+            yield Waypoint(position, closedness, speed, dwell=int(rng.integers(0, 4)), patience=16)
+
+    return WaypointAgent(
+        rng,
+        targets(),
+        noise=log_uniform(rng, 5e-4, 0.02),
+        gain=rng.uniform(1.05, 1.6) if rng.random() < 0.3 else rng.uniform(0.5, 1.0),
+        stray=float(rng.choice([0.0, 0.1])),
+    )
+
+
+def play_agent(env: Any, rng: np.random.Generator) -> Agent:
+    """Random play; one episode in eight also turns the gripper."""
+    return PlayAgent(rng, env.unwrapped.simulator.workspace, turns=rng.random() < 0.125)
+
+
+def objects_agent(env: Any, rng: np.random.Generator) -> Agent:
+    """To an object again and again: hover beside it, push through it, or close on it and lift."""
+    return WaypointAgent(
+        rng,
+        _object_waypoints(env.unwrapped.simulator, rng, *workspace_box(env)),
+        noise=log_uniform(rng, 5e-4, 0.01),
+        gain=rng.uniform(0.7, 1.0),
+        stray=float(rng.choice([0.0, 0.05])),
+    )
+
+
+def _object_waypoints(
+    simulator: Any, rng: np.random.Generator, low: np.ndarray, high: np.ndarray
+) -> Iterator[Waypoint]:
+    """Waypoints without end; the objects' poses are read whenever a new visit begins."""
+    drop = simulator.state[2] - simulator.tip[2]  # the flange's height above the fingertips, gripper down
+
+    def point(position: np.ndarray, height: float) -> np.ndarray:
+        return np.clip([position[0], position[1], drop + height], low, high)
+
+    while True:
+        name = str(rng.choice(simulator.config.objects))
+        position = simulator.object_pose(name)[0]
+        top = float(simulator.object_extent(name)[1, 2])
+        speed = rng.uniform(0.4, 1.0) * MAX_STEP
+        visit = str(rng.choice(["hover", "push", "grasp"], p=[0.2, 0.35, 0.45]))
+        if visit == "hover":
+            beside = position + rng.uniform(-0.08, 0.08, 3)
+            height = position[2] + top + rng.uniform(0.01, 0.10)
+            yield Waypoint(point(beside, height), float(rng.choice([0.0, 1.0])), speed, dwell=int(rng.integers(0, 4)))
+        elif visit == "push":
+            angle = rng.uniform(0, 2 * np.pi)
+            way = np.array([np.cos(angle), np.sin(angle), 0.0])
+            height = position[2] + rng.uniform(0.2, 0.8) * top
+            start, end = position - rng.uniform(0.07, 0.12) * way, position + rng.uniform(0.04, 0.15) * way
+            yield Waypoint(point(start, position[2] + top + 0.05), 1.0, speed)
+            yield Waypoint(point(start, height), 1.0, speed)
+            yield Waypoint(point(end, height), 1.0, rng.uniform(0.2, 0.7) * MAX_STEP, patience=8)
+        else:
+            aside = position + rng.normal(0, rng.choice([0.002, 0.015]), 3)
+            height = position[2] + rng.uniform(0.3, 0.9) * top
+            yield Waypoint(point(aside, position[2] + top + rng.uniform(0.02, 0.10)), 0.0, speed)
+            yield Waypoint(point(aside, height), 0.0, rng.uniform(0.3, 0.8) * MAX_STEP)
+            yield Waypoint(point(aside, height), 1.0, speed, dwell=int(rng.integers(2, 4)))
+            lifted = aside + rng.uniform(-0.12, 0.12, 3)
+            yield Waypoint(point(aside, height + rng.uniform(0.05, 0.20)), 1.0, speed, dwell=1)
+            yield Waypoint(point(lifted, height + rng.uniform(0.0, 0.20)), 1.0, speed)
+            yield Waypoint(point(lifted, height + rng.uniform(0.0, 0.05)), 0.0, speed, dwell=1)
+
+
+def expert_agent(env: Any, rng: np.random.Generator) -> Agent:
+    """The task's scripted expert."""
+    from armworld.envs.experts import make_expert
+
+    return make_expert(env)
+
+
+def noisy_expert_agent(env: Any, rng: np.random.Generator) -> Agent:
+    """The expert with noise of 1 to 20 mm on every action and stray gripper motions."""
+    return DisturbedAgent(rng, expert_agent(env, rng), noise=log_uniform(rng, 0.001, 0.02), flip=0.02)
+
+
+def recover_agent(env: Any, rng: np.random.Generator) -> Agent:
+    """The expert, pushed off course for one to three steps about every seventh step."""
+    return DisturbedAgent(rng, expert_agent(env, rng), noise=log_uniform(rng, 5e-4, 0.005), burst=0.15)
+
+
+BEHAVIOURS: dict[str, Callable[[Any, np.random.Generator], Agent]] = {
+    "reach": reach_agent,
+    "play": play_agent,
+    "objects": objects_agent,
+    "expert": expert_agent,
+    "noisy_expert": noisy_expert_agent,
+    "recover": recover_agent,
+}
+
+
+def make_behaviour(name: str, env: Any, rng: np.random.Generator) -> Agent:
+    """The agent of a behaviour for an environment that has been reset.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    return BEHAVIOURS[check_name("behaviour", name, BEHAVIOURS)](env, rng)

@@ -1,0 +1,97 @@
+"""The dataset card: `README.md` for people, `card.json` for programs, `index.csv` for the public V-JEPA 2 loader."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from armworld.datasets.droid import find_episodes
+from armworld.datasets.trajectory import read_metadata
+from armworld.evaluation.files import commit, plain, read_json, write_json, write_text
+
+LICENCE = "Apache-2.0"
+CARD_VERSION = 1
+
+
+def start_card(root: Path, config: Mapping[str, Any]) -> None:
+    """Write a card without counts, or check that the one there belongs to the same configuration.
+
+    Args:
+        root: The dataset folder.
+        config: What determines an episode's content beside its seed, JSON-able.
+
+    Raises:
+        ValueError: The folder holds a collection made with another configuration.
+    """
+    path, config = root / "card.json", plain(config)
+    if path.exists():
+        before = read_json(path)["config"]
+        different = sorted(k for k in set(before) | set(config) if before.get(k) != config.get(k))
+        if different:
+            changes = "; ".join(f"{key}: {before.get(key)!r} there, {config.get(key)!r} asked for" for key in different)
+            raise ValueError(f"{root} holds a collection with another configuration ({changes}); choose another folder")
+        return
+    write_json(path, {"version": CARD_VERSION, "licence": LICENCE, "commit": commit(), "config": config})
+
+
+def finish_card(root: Path) -> dict[str, Any]:
+    """Count the episodes, then write the card, its README and the index; answers the card."""
+    card = read_json(root / "card.json")
+    folders = find_episodes(root)
+    metadata = [read_metadata(folder) for folder in folders]
+    rows = sum(item["trajectory_length"] for item in metadata)
+    extras = [item.get("simulation", {}) for item in metadata]
+    card |= {
+        "seeds": [min(item["seed"] for item in metadata), max(item["seed"] for item in metadata)],
+        "rates": {key: metadata[0][key] for key in ("control_hz", "frame_hz", "video_header_fps", "step_seconds")},
+        "counts": {
+            "episodes": len(folders),
+            "frames": rows,
+            "successes": sum(item["success"] for item in metadata),
+            "labs": Counter(item["lab"] for item in metadata),
+            "behaviours": Counter(extra.get("behaviour", "unknown") for extra in extras),
+            "cameras": Counter(name for item in metadata for name in item["cameras"]),
+        },
+        "contact_share": round(sum(extra.get("contact_rows", 0) for extra in extras) / rows, 4),
+    }
+    card = plain(card)
+    write_json(root / "card.json", card)
+    write_text(root / "README.md", _readme(card))
+    write_text(root / "index.csv", index_text(folders))
+    return card
+
+
+def index_text(folders: Iterable[Path]) -> str:
+    """The public loader's index: one absolute episode folder per line, space-delimited, no header.
+
+    Raises:
+        ValueError: A path holds a space, which that format cannot express.
+    """
+    lines = [str(folder.resolve()) for folder in folders]
+    spaced = next((line for line in lines if any(c.isspace() for c in line)), None)
+    if spaced:
+        raise ValueError(f"the V-JEPA 2 index cannot hold a path with spaces: {spaced!r}; move the dataset")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _readme(card: Mapping[str, Any]) -> str:
+    counts, rates, config = card["counts"], card["rates"], card["config"]
+    behaviours = ", ".join(f"{name} {count}" for name, count in sorted(counts["behaviours"].items()))
+    return f"""# Interaction data collected by armworld
+
+{counts["episodes"]} episodes, {counts["frames"]} frames per camera ({", ".join(sorted(counts["cameras"]))}), in
+DROID's raw layout: `<lab>/success|failure/<date>/<time>/`. Row i of `trajectory.h5` belongs to frame i.
+
+- Rates: control {rates["control_hz"]:g} Hz, frames {rates["frame_hz"]:g} Hz, video header
+  {rates["video_header_fps"]:g} fps; one step is {rates["step_seconds"]:g} s.
+- States: panda_link8, m and rad (extrinsic xyz), base frame; closedness 0 open to 1 closed.
+- Behaviours: {behaviours}. A finger touches an object or an object moves in {100 * card["contact_share"]:.1f} %
+  of the frames. {counts["successes"]} episodes end solved.
+- Seeds {card["seeds"][0]} to {card["seeds"][1]}, commit {card["commit"]}, task {config.get("task")}.
+- `simulation/` in each `trajectory.h5` restores the simulator, so images can be rendered again.
+- `index.csv` is the public V-JEPA 2 loader's index; `card.json` says all of this to programs.
+
+Licence: {card["licence"]}.
+"""

@@ -1,0 +1,170 @@
+"""Collect interaction data: seeded episodes over several processes, resumable, whole or not at all.
+
+Every episode depends on (configuration, seed) alone, so that the number of workers, an interrupt or a crash change
+nothing: a rerun makes the episodes that are missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from armworld.datasets.behaviours import Mix, make_behaviour
+from armworld.datasets.card import finish_card, start_card
+from armworld.datasets.droid import find_episode, write_episode
+from armworld.datasets.fanout import run_jobs
+from armworld.datasets.files import clear_partial, exclusive
+from armworld.datasets.record import record
+
+TRAINING_SEEDS = 1_000_000  # seeds from here on are for selection and for reported results
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Settings of `armworld collect`.
+
+    Attributes:
+        out: Folder of the dataset; a rerun adds what is missing.
+        episodes: Number of episodes; their seeds are `seed`, `seed + 1`, ...
+        seed: First seed; training data stay below 1,000,000.
+        workers: Processes.
+        steps: Actions per episode; it has one frame more.
+        task: Environment: `reach`, `grasp` ..., or a full Gymnasium id.
+        objects, labs: Each episode draws one of these.
+        level: Variation level of the environment.
+        robot: Gripper variant.
+        cameras: Recorded cameras.
+        image_size: Height and width of the frames, pixels.
+        step_seconds: Time per action.
+        behaviours: Shares of the behaviours.
+    """
+
+    out: Path
+    episodes: int = 100
+    seed: int = 0
+    workers: int = 2
+    steps: int = 25
+    task: str = "reach"
+    objects: tuple[str, ...] = ("cup",)
+    labs: tuple[str, ...] = ("lab1",)
+    level: str = "none"
+    robot: str = "robotiq_2f85"
+    cameras: tuple[str, ...] = ("left",)
+    image_size: int = 128
+    step_seconds: float = 0.25
+    behaviours: Mix = field(default_factory=Mix)
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "workers", "steps", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed <= self.seed + self.episodes <= TRAINING_SEEDS:
+            raise ValueError(
+                f"training seeds lie in 0 ... {TRAINING_SEEDS - 1} (later ones are for selection and reported "
+                f"results), got {self.seed} ... {self.seed + self.episodes - 1}"
+            )
+        if self.image_size % 2:
+            raise ValueError(f"image_size must be even for video, got {self.image_size}")
+        for name in ("objects", "labs", "cameras"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one")
+
+    @property
+    def env_id(self) -> str:
+        """The Gymnasium id: `reach` stands for `armworld/Reach-v0`."""
+        if "/" in self.task or ":" in self.task:
+            return self.task
+        return f"armworld/{''.join(part.capitalize() for part in self.task.split('_'))}-v0"
+
+
+# What may differ between two runs into one folder: where, how many, how fast. The rest makes the episodes.
+FREE = ("out", "episodes", "seed", "workers")
+
+
+def collect(config: CollectConfig) -> dict[str, Any]:
+    """Make the episodes that are missing in `config.out`, then write the card; answers the card.
+
+    A KeyboardInterrupt keeps the finished episodes, writes the card for them and is raised on.
+
+    Raises:
+        ValueError: Bad settings, a folder of another configuration, or one that another process writes to.
+        DiskFull: No space left; finished episodes are kept.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    out = Path(config.out)
+    with exclusive(out):
+        clear_partial(out)
+        start_card(out, {key: value for key, value in asdict(config).items() if key not in FREE})
+        seeds = range(config.seed, config.seed + config.episodes)
+        missing = [seed for seed in seeds if not _is_done(config, seed)]
+        columns = (TextColumn("collect"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"))
+        with Progress(*columns, TimeRemainingColumn()) as progress:
+            bar = progress.add_task("collect", total=len(seeds), completed=len(seeds) - len(missing))
+            try:
+                for _ in run_jobs(functools.partial(collect_episode, config), missing, config.workers):
+                    progress.advance(bar)
+            except BaseException:
+                with contextlib.suppress(OSError, ValueError):  # the first error matters, not the card's
+                    finish_card(out)
+                raise
+        return finish_card(out)
+
+
+def _is_done(config: CollectConfig, seed: int) -> bool:
+    return any(find_episode(Path(config.out), lab, seed) for lab in config.labs)
+
+
+def collect_episode(config: CollectConfig, seed: int) -> str:
+    """Record and write the episode of one seed; answers its folder."""
+    rng = np.random.default_rng([seed, 0])  # apart from the environment's own stream
+    choice = {
+        "lab": str(rng.choice(config.labs)),
+        "object": str(rng.choice(config.objects)),
+        "behaviour": config.behaviours.draw(rng),
+    }
+    env = _environment(config, choice["lab"], choice["object"])
+    details = choice | {"level": config.level, "robot": config.robot, "env": config.env_id}
+    episode = record(
+        env,
+        lambda env: make_behaviour(choice["behaviour"], env, rng),
+        seed,
+        config.steps,
+        choice["lab"],
+        f"{config.task} {choice['object']}",
+        details,
+    )
+    busy = int((episode.simulation["contact"] | episode.simulation["moving"]).sum())
+    episode.details["contact_rows"] = busy
+    return str(write_episode(Path(config.out), episode))
+
+
+_ENVIRONMENTS: dict[tuple[str, ...], Any] = {}  # this process's, by what they were made with
+
+
+def _environment(config: CollectConfig, lab: str, name: str) -> Any:
+    """This process's environment for a lab and object; compiling a scene and a renderer takes long."""
+    import gymnasium
+
+    import armworld.envs  # noqa: F401  (registers the ids)
+
+    settings = {
+        "object": name,
+        "lab": lab,
+        "level": config.level,
+        "cameras": config.cameras,
+        "image_size": config.image_size,
+        "robot": config.robot,
+        "step_seconds": config.step_seconds,
+        "max_steps": config.steps,
+    }
+    key = (config.env_id, *itertools.chain.from_iterable((k, str(v)) for k, v in settings.items()))
+    if key not in _ENVIRONMENTS:
+        _ENVIRONMENTS[key] = gymnasium.make(config.env_id, disable_env_checker=True, **settings)
+    return _ENVIRONMENTS[key]

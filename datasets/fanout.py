@@ -1,0 +1,113 @@
+"""Independent, repeatable jobs over processes of this machine: interrupt keeps what is done, lost workers' jobs rerun.
+
+A job is a picklable argument; the function must be importable and must write its result whole or not at all, so
+that a job can be repeated at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for_handles
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+# One thread per worker: two shared cores ran slower with two. LP_NUM_THREADS is llvmpipe's (software rendering).
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+LOST_WORKERS_ALLOWED = 3  # in a row without a finished job between them
+
+
+class WorkersLost(RuntimeError):
+    """Workers died again and again; what was finished is kept."""
+
+
+def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Result]]:
+    """Yield (job, result) as jobs finish, in any order; `workers` = 1 runs them here, one after the other.
+
+    An exception of a job ends the run; jobs under way are finished first, waiting ones are dropped.
+
+    Raises:
+        ValueError: `workers` is below 1.
+        WorkersLost: Workers died several times without finishing a job.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if workers == 1:
+        for job in jobs:
+            yield job, function(job)
+        return
+    waiting, losses = list(jobs), 0
+    while waiting:
+        try:
+            for job, result in _run_pool(function, waiting, workers):
+                waiting.remove(job)
+                losses = 0
+                yield job, result
+        except BrokenProcessPool as error:
+            losses += 1
+            if losses > LOST_WORKERS_ALLOWED:
+                raise WorkersLost(
+                    f"worker processes died {losses} times in a row with {len(waiting)} jobs left; "
+                    "is memory short? Run again with fewer workers: finished work is kept"
+                ) from error
+
+
+def _run_pool(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Result]]:
+    with _worker_environment():
+        pool = ProcessPoolExecutor(
+            min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_start_worker
+        )
+        try:
+            queue = iter(jobs)
+            running: dict[Future[Result], Job] = {}
+            # few jobs ahead: an interrupt then waits for little
+            for job in (next(queue, None) for _ in range(2 * workers)):
+                if job is not None:
+                    running[pool.submit(function, job)] = job
+            while running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    job = running.pop(future)
+                    result = future.result()
+                    following = next(queue, None)
+                    if following is not None:
+                        running[pool.submit(function, following)] = following
+                    yield job, result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _worker_environment() -> Iterator[None]:
+    """Spawned processes inherit these variables; this process gets its own back afterwards."""
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    os.environ.update(WORKER_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent does: a killed parent must not leave workers behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for_handles([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

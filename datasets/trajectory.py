@@ -1,0 +1,183 @@
+"""Read episodes in DROID's raw layout, ours and DROID's own; every fault is an error that names the path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from armworld.datasets.episode import Episode, EpisodeError
+from armworld.datasets.video import VideoError, read_video
+from armworld.pose import action_between
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """An episode without its frames: what sampling clips needs. Arrays as in `Episode`."""
+
+    folder: Path
+    metadata: dict[str, Any]
+    states: np.ndarray
+    extrinsics: dict[str, np.ndarray]  # camera name -> [T, 6]
+    videos: dict[str, Path]  # camera name -> file
+    step_seconds: float
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The episode's metadata.
+
+    Raises:
+        EpisodeError: There is not exactly one `.json`, or it is not valid.
+    """
+    files = sorted(folder.glob("*.json"))
+    if len(files) != 1:
+        raise EpisodeError(f"{folder}: expected exactly one .json (the metadata), found {[f.name for f in files]}")
+    try:
+        metadata = json.loads(files[0].read_text())
+    except (OSError, ValueError) as error:
+        raise EpisodeError(f"{files[0]}: not valid JSON ({error})") from error
+    if not isinstance(metadata, dict):
+        raise EpisodeError(f"{files[0]}: expected a JSON object, got {type(metadata).__name__}")
+    return metadata
+
+
+def read_trajectory(folder: Path) -> Trajectory:
+    """Read metadata, states and extrinsics of an episode folder of ours or DROID's.
+
+    Raises:
+        EpisodeError: A file or key is missing, or an array has the wrong dtype or shape or holds NaN.
+    """
+    metadata = read_metadata(folder)
+    cameras = _cameras(folder, metadata)
+    path = folder / "trajectory.h5"
+    with _open_h5(path) as file:
+        pose = read_array(file, path, "observation/robot_state/cartesian_position", (6,))
+        gripper = read_array(file, path, "observation/robot_state/gripper_position", ())
+        extrinsics = {
+            name: read_array(file, path, f"observation/camera_extrinsics/{serial}_left", (6,))
+            for name, (serial, _) in cameras.items()
+        }
+    for name, array in (("gripper_position", gripper), *extrinsics.items()):
+        if len(array) != len(pose):
+            raise EpisodeError(f"{path}: {name} has {len(array)} rows, cartesian_position has {len(pose)}")
+    states = np.concatenate([pose, gripper[:, None]], 1)
+    videos = {name: video for name, (_, video) in cameras.items()}
+    return Trajectory(folder, metadata, states, extrinsics, videos, _step_seconds(folder, metadata))
+
+
+def _step_seconds(folder: Path, metadata: Mapping[str, Any]) -> float:
+    """Seconds between rows: stated by us; DROID's own rows are at 15 Hz whatever the video header says."""
+    value = metadata.get("step_seconds", 1 / 15)
+    if not isinstance(value, int | float) or not 0 < value < 100:
+        raise EpisodeError(f"{folder}: step_seconds in the metadata must be a positive number, got {value!r}")
+    return float(value)
+
+
+def _cameras(folder: Path, metadata: Mapping[str, Any]) -> dict[str, tuple[str, Path]]:
+    """Camera name -> (serial, video). DROID's own episodes name no cameras: left, right and wrist then."""
+    named = {serial: name for name, serial in metadata.get("cameras", {}).items()}
+    found = {}
+    for default, key in (("left", "left_mp4_path"), ("right", "right_mp4_path"), ("wrist", "wrist_mp4_path")):
+        if metadata.get(key):
+            serial = Path(metadata[key]).stem
+            found[named.get(serial, default)] = (serial, folder / "recordings" / "MP4" / f"{serial}.mp4")
+    if not found:
+        raise EpisodeError(f"{folder}: the metadata name no video (left_mp4_path, right_mp4_path, wrist_mp4_path)")
+    return found
+
+
+def _open_h5(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise EpisodeError(f"{path}: cannot be opened as HDF5 ({error})") from error
+
+
+def read_array(file: h5py.File, path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A float array [T, *shape] of the file, checked for presence, dtype, shape and finiteness.
+
+    Raises:
+        EpisodeError: Naming the path, the key and what is wrong.
+    """
+    item = file.get(key)
+    if not isinstance(item, h5py.Dataset):
+        raise EpisodeError(f"{path}: key {key} is missing")
+    if item.dtype.kind != "f":
+        raise EpisodeError(f"{path}: {key} has dtype {item.dtype}, expected a float")
+    if item.ndim != 1 + len(shape) or item.shape[1:] != shape:
+        raise EpisodeError(f"{path}: {key} has shape {list(item.shape)}, expected [T, {', '.join(map(str, shape))}]")
+    try:
+        array = np.asarray(item[()], np.float64)
+    except OSError as error:
+        raise EpisodeError(f"{path}: {key} cannot be read ({error})") from error
+    if not np.isfinite(array).all():
+        raise EpisodeError(f"{path}: {key} holds NaN or infinity in row {np.argwhere(~np.isfinite(array))[0][0]}")
+    return array
+
+
+def read_frames(trajectory: Trajectory, camera: str, rows: np.ndarray | None = None) -> np.ndarray:
+    """Frames uint8 [n, H, W, 3] of one camera at the given ascending rows (all by default).
+
+    Raises:
+        EpisodeError: Unknown camera, or a video that is damaged or shorter than the rows.
+    """
+    if camera not in trajectory.videos:
+        raise EpisodeError(f"{trajectory.folder}: no camera {camera!r}; it has {', '.join(trajectory.videos)}")
+    try:
+        wanted = np.arange(len(trajectory)) if rows is None else rows
+        return read_video(trajectory.videos[camera], wanted)
+    except VideoError as error:
+        raise EpisodeError(str(error)) from error
+
+
+def read_episode(folder: Path) -> Episode:
+    """Everything `write_episode` wrote, frames decoded.
+
+    Raises:
+        EpisodeError: As `read_trajectory` and `read_frames`.
+    """
+    trajectory = read_trajectory(folder)
+    path = folder / "trajectory.h5"
+    with _open_h5(path) as file:
+        joints, velocities = (
+            read_array(file, path, f"observation/robot_state/{key}", (7,))
+            for key in ("joint_positions", "joint_velocities")
+        )
+        group = file.get("simulation")
+        simulation = dict(_arrays(group)) if isinstance(group, h5py.Group) else {}
+    commanded = simulation.pop("action", None)
+    metadata = trajectory.metadata
+    return Episode(
+        states=trajectory.states,
+        actions=actions_of(trajectory.states) if commanded is None else commanded,
+        frames={camera: read_frames(trajectory, camera) for camera in trajectory.videos},
+        extrinsics=trajectory.extrinsics,
+        joint_positions=joints,
+        joint_velocities=velocities,
+        step_seconds=trajectory.step_seconds,
+        lab=str(metadata["lab"]),
+        seed=metadata.get("seed"),
+        success=bool(metadata["success"]),
+        task=str(metadata["current_task"]),
+        details=metadata.get("simulation", {}),
+        simulation=simulation,
+    )
+
+
+def _arrays(group: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
+    for key, item in group.items():
+        if isinstance(item, h5py.Dataset):
+            yield key, item[()]
+
+
+def actions_of(states: np.ndarray) -> np.ndarray:
+    """Actions [T, 7] recovered from states [T, 7]; the last row is zero."""
+    return np.concatenate([action_between(states[:-1], states[1:]), np.zeros((1, 7))])

@@ -1,0 +1,145 @@
+"""H.264 in MP4 through PyAV: one file per camera, readable at random.
+
+Keyframes every 10 frames and no B-frames make a random read short: presentation order is decoding order, and
+a seek decodes at most 10 frames. The same frames give the same bytes on one build of x264.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+KEYFRAME_INTERVAL = 10
+CRF = 12  # near-transparent: models train on the video and are judged on raw renders
+
+
+class VideoError(ValueError):
+    """A video that cannot be read as asked; the message names its path."""
+
+
+def write_video(path: Path, frames: np.ndarray, frame_hz: float, crf: int = CRF) -> None:
+    """Encode `frames`, uint8 [T, H, W, 3] RGB with even H and W, at `frame_hz` frames per second.
+
+    Raises:
+        ValueError: Wrong shape, dtype or an odd size (4:2:0 chroma needs even ones).
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
+        raise ValueError(f"frames must be uint8 [T>0, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"video needs an even height and width, got {height}x{width}")
+    rate = Fraction(frame_hz).limit_denominator(1000)
+    # bitexact keeps library versions out of the container, so that equal frames give equal files
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=rate)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {
+            "crf": str(crf),
+            "preset": "veryfast",
+            "bf": "0",
+            "g": str(KEYFRAME_INTERVAL),
+            "keyint_min": str(KEYFRAME_INTERVAL),
+        }
+        for image in frames:
+            container.mux(stream.encode(VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def count_frames(path: Path) -> int:
+    """Frames in the file, counted by its packets without decoding.
+
+    Raises:
+        VideoError: The file is missing or is no readable video.
+    """
+    with _open(path) as container:
+        try:
+            return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+        except FFmpegError as error:
+            raise VideoError(f"{path}: cannot be read as a video ({error})") from error
+
+
+def video_header(path: Path) -> dict[str, float | int | str]:
+    """What the header states: fps, width, height, codec.
+
+    Raises:
+        VideoError: As `count_frames`.
+    """
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        return {
+            "fps": float(stream.average_rate or 0),
+            "width": stream.width,
+            "height": stream.height,
+            "codec": stream.codec_context.name,
+        }
+
+
+def read_video(path: Path, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    """Decode all frames, or those at ascending `indices`, as uint8 [T, H, W, 3] RGB.
+
+    Raises:
+        VideoError: The file is missing, damaged or ends before the last index asked for.
+    """
+    wanted = None if indices is None else [int(i) for i in indices]
+    if wanted is not None and (not wanted or wanted[0] < 0 or any(np.diff(wanted) < 0)):
+        raise ValueError(f"frame indices must be ascending and not negative, got {wanted}")
+    with _open(path) as container:
+        try:
+            frames = _decode(container, wanted)
+        except FFmpegError as error:
+            raise VideoError(f"{path}: cannot be decoded ({error})") from error
+    if wanted is not None and len(frames) < len(wanted):
+        raise VideoError(f"{path}: asked for frame {wanted[len(frames)]}, but the video ends before it")
+    if not frames:
+        raise VideoError(f"{path}: holds no frames")
+    return np.stack(frames)
+
+
+def _open(path: Path) -> InputContainer:
+    try:
+        container = av.open(str(Path(path).resolve()))
+    except (FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: cannot be opened as a video ({error})") from error
+    if not container.streams.video:
+        container.close()
+        raise VideoError(f"{path}: holds no video stream")
+    return container
+
+
+def _decode(container: InputContainer, wanted: list[int] | None) -> list[np.ndarray]:
+    """Frames in order of `wanted` (repeats allowed); fewer when the video ends early."""
+    stream = container.streams.video[0]
+    stream.thread_count = 1
+    if wanted is None:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    rate, base = stream.average_rate, stream.time_base
+    if not rate or not base:
+        raise VideoError(f"{container.name}: the header states no frame rate")
+    ticks = 1 / (rate * base)  # presentation time units per frame
+    origin = stream.start_time or 0
+    if wanted[0] > KEYFRAME_INTERVAL:
+        container.seek(origin + int(wanted[0] * ticks), stream=stream)
+    found: list[np.ndarray] = []
+    for frame in container.decode(stream):
+        if frame.pts is None:
+            raise VideoError(f"{container.name}: a frame carries no presentation time")
+        index = round((frame.pts - origin) / ticks)
+        if len(found) < len(wanted) and index >= wanted[len(found)]:
+            if index > wanted[len(found)]:
+                raise VideoError(f"{container.name}: frame {wanted[len(found)]} is missing from the video")
+            image = frame.to_ndarray(format="rgb24")
+            while len(found) < len(wanted) and wanted[len(found)] == index:
+                found.append(image)
+        if len(found) == len(wanted):
+            break
+    return found
