@@ -1,0 +1,190 @@
+"""The Gymnasium environment: a task in a simulated scene, under the project's observation and action conventions."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from armworld.envs.cameras import CAMERAS
+from armworld.envs.controller import ACTION_BOUND
+from armworld.envs.layout import NoRoom
+from armworld.envs.randomization import LEVELS, Randomizer
+from armworld.envs.scene import SceneConfig
+from armworld.envs.simulator import SavedState, Simulator
+from armworld.envs.tasks import TASKS
+from armworld.sim_assets import catalog
+from armworld.types import Goal, Observation, check_name
+
+DWELL = 3  # success: the predicate holds now and at the two previous steps
+REDRAWS = 200  # starts that are infeasible or already solved are drawn again, at most this often
+
+
+@dataclass(frozen=True)
+class EnvState:
+    """A moment of an episode, exact: physics, command, look of the scene, targets, goal and counters."""
+
+    simulator: SavedState
+    look: dict[str, np.ndarray]
+    targets: dict[str, Any]
+    goal: Goal
+    draws: dict[str, Any]
+    steps: int
+    held: int
+
+
+class ArmEnv(gymnasium.Env):
+    """A Franka arm with a task.
+
+    Observation (dict): "state" float32 [7]: flange position (m), extrinsic-xyz Euler angles (rad, in [-pi, pi]),
+    gripper closedness 0 ... 1, base frame; and a uint8 [image_size, image_size, 3] frame per camera.
+    Action float32 [7]: position delta (m, +-0.075), rotation delta (rad, +-0.2; Euler angles of R_next R^T),
+    closedness delta (+-1). Larger actions are clipped, `info["applied_action"]` tells; NaN or another shape raises.
+    Reward: minus the distance to the goal (m). An episode ends by truncation after `max_steps`, never early.
+
+    Args:
+        task: "reach", "grasp", "reach_with_object" or "pick_place".
+        object: The task's object: "cup", "box" or "bottle".
+        lab: "lab1" or "lab2".
+        level: Variation between episodes: "none", "jitter" or "full".
+        cameras: Cameras in the observation: any of "left", "right", "wrist".
+        image_size: Height and width of the frames, pixels.
+        robot: Gripper: "robotiq_2f85" or "franka_hand".
+        step_seconds: Length of a control step; a multiple of the physics step (0.002 s).
+        max_steps: Episode length; None: the task's own.
+        shadows: Render shadows (slow on a CPU).
+
+    Raises:
+        ValueError: A name or number is not valid; the message lists what is.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  Gymnasium's own spelling
+
+    def __init__(
+        self,
+        task: str = "reach",
+        object: str = "cup",
+        lab: str = "lab1",
+        level: str = "none",
+        cameras: tuple[str, ...] = ("left",),
+        image_size: int = 128,
+        robot: str = "robotiq_2f85",
+        step_seconds: float = 0.25,
+        max_steps: int | None = None,
+        shadows: bool = False,
+        render_mode: str | None = "rgb_array",
+    ):
+        check_name("task", task, TASKS)
+        check_name("object", object, catalog.OBJECTS)
+        check_name("lab", lab, catalog.LABS)
+        check_name("level", level, LEVELS)
+        check_name("robot", robot, catalog.ROBOTS)
+        self.cameras = (cameras,) if isinstance(cameras, str) else tuple(cameras)
+        for name in self.cameras:
+            check_name("camera", name, CAMERAS)
+        if not 16 <= image_size <= 1280 or (max_steps is not None and max_steps < 1):
+            raise ValueError(
+                f"image_size must be 16 ... 1280 and max_steps at least 1, got {image_size} and {max_steps}"
+            )
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"unknown render_mode {render_mode!r}; valid: None, 'rgb_array'")
+        bystanders = tuple(name for name in ("cup", "box") if name != object)[:1]
+        config = SceneConfig(robot, lab, (object, *bystanders))
+        self.simulator = Simulator(config, step_seconds, None, shadows, (image_size, image_size))
+        self.task = TASKS[task](object, bystanders)
+        self.randomizer = Randomizer(self.simulator, level)
+        self.level, self.image_size, self.render_mode = level, image_size, render_mode
+        self.max_steps = self.task.max_steps if max_steps is None else max_steps
+        self.metadata = {**self.metadata, "render_fps": round(1 / step_seconds)}
+        angle = np.float32(np.pi)
+        low = np.array([-2, -2, -2, -angle, -angle, -angle, 0], np.float32)
+        high = np.array([2, 2, 2, angle, angle, angle, 1], np.float32)
+        frame = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        state = gymnasium.spaces.Box(low, high, dtype=np.float32)
+        self.observation_space = gymnasium.spaces.Dict({"state": state, **dict.fromkeys(self.cameras, frame)})
+        bound = ACTION_BOUND.astype(np.float32)
+        self.action_space = gymnasium.spaces.Box(-bound, bound, dtype=np.float32)
+        self._goal: Goal | None = None
+        self._draws: dict[str, Any] = {}
+        self._steps = self._held = 0
+
+    @property
+    def goal(self) -> Goal:
+        """The episode's goal. RuntimeError before the first reset."""
+        if self._goal is None:
+            raise RuntimeError("the environment has no goal before its first reset()")
+        return self._goal
+
+    def observe(self) -> Observation:
+        """The present observation."""
+        return self.simulator.observe(self.cameras, self.image_size, self.image_size)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Observation, dict]:
+        """Start an episode; the same seed gives the same episode on every copy. `info["goal"]` holds the goal."""
+        super().reset(seed=seed)
+        for _ in range(REDRAWS):
+            self.simulator.reset()
+            draws = self.randomizer.draw(self.np_random)
+            try:
+                self._goal, placed = self.task.begin(self.simulator, self.np_random, self.observe)
+            except NoRoom:
+                continue
+            if not self.task.solved(self.simulator):
+                break
+        else:
+            raise RuntimeError(f"no feasible start in {REDRAWS} draws of {self.task.name} with {self.task.object}")
+        self._draws = {**draws, **placed}
+        self._steps = self._held = 0
+        return self.observe(), {**self._info(), "goal": self._goal}
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
+        """One control step. ValueError for an action of wrong shape, NaN or infinity; nothing has moved then."""
+        if self._goal is None:
+            raise RuntimeError("call reset() before step()")
+        applied = self.simulator.step(action)
+        self._steps += 1
+        self._held = self._held + 1 if self.task.solved(self.simulator) else 0
+        info = {**self._info(), "applied_action": applied}
+        return self.observe(), -info["distance_m"], False, self._steps >= self.max_steps, info
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "reached_state": self.simulator.state,
+            "distance_m": self.task.distance(self.simulator),
+            "solved": self.task.solved(self.simulator),
+            "success": self._held >= DWELL,
+            "draws": deepcopy(self._draws),
+        }
+
+    def save_state(self) -> EnvState:
+        """This moment of the episode; see `restore_state`."""
+        return EnvState(
+            self.simulator.save(), self.randomizer.snapshot(), self.task.snapshot(), self.goal, self._draws,
+            self._steps, self._held,
+        )  # fmt: skip
+
+    def restore_state(self, state: EnvState) -> Observation:
+        """Return to a moment saved by this environment; repeating the actions repeats qpos and images exactly."""
+        self.randomizer.restore(state.look)
+        self.simulator.restore(state.simulator)
+        self.task.targets = dict(state.targets)
+        self._goal, self._draws, self._steps, self._held = state.goal, state.draws, state.steps, state.held
+        return self.observe()
+
+    def extrinsics(self, camera: str) -> np.ndarray:
+        """Pose [6] of a camera in the base frame: position (m), Euler angles (rad) of the OpenCV camera frame."""
+        return self.simulator.extrinsics(camera)
+
+    def render(self) -> np.ndarray | None:
+        """The first camera's frame (or the left one's), uint8 [image_size, image_size, 3]."""
+        if self.render_mode is None:
+            return None
+        camera = self.cameras[0] if self.cameras else "left"
+        return self.simulator.observe((camera,), self.image_size, self.image_size)[camera]
+
+    def close(self) -> None:
+        """Free the renderer. Safe to call twice."""
+        self.simulator.close()

@@ -1,0 +1,77 @@
+"""Inverse kinematics of the arm by damped least squares, with the redundancy drawn towards a resting posture."""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+from armworld.sim_assets.catalog import ARM_JOINTS, HOME_QPOS
+
+
+class ArmKinematics:
+    """Forward and inverse kinematics of the flange, on a scratch copy of the data that no physics touches.
+
+    One Newton step solves min |J dq - e|^2 + damping |dq|^2; what J leaves free moves towards `HOME_QPOS`:
+    dq = J^T (J J^T + damping I)^-1 e + gain (I - J^+ J)(home - q).
+    """
+
+    def __init__(self, model: mujoco.MjModel, damping: float = 1e-4, posture_gain: float = 0.05):
+        self._model = model
+        self._data = mujoco.MjData(model)
+        self._site = model.site("flange").id
+        joints = [model.joint(name) for name in ARM_JOINTS]
+        self.qpos_index = np.array([joint.qposadr[0] for joint in joints])
+        self.dof_index = np.array([joint.dofadr[0] for joint in joints])
+        self._range = np.array([joint.range for joint in joints]) + np.array([0.02, -0.02])  # rad of margin
+        self._damping, self._gain = damping, posture_gain
+        self._jacobian = np.empty((6, model.nv))
+
+    def forward(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Flange position [3] (m) and rotation [3, 3] at joint angles [7] (rad)."""
+        self._data.qpos[self.qpos_index] = q
+        mujoco.mj_kinematics(self._model, self._data)
+        return self._data.site_xpos[self._site].copy(), self._data.site_xmat[self._site].reshape(3, 3).copy()
+
+    def _error(self, position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+        """Twist [6] from the present flange pose to the target: position (m) and rotation vector (rad)."""
+        twist, quat, inverse = np.empty(6), np.empty(4), np.empty(4)
+        twist[:3] = position - self._data.site_xpos[self._site]
+        mujoco.mju_mat2Quat(quat, rotation.ravel())
+        mujoco.mju_mat2Quat(inverse, self._data.site_xmat[self._site])
+        mujoco.mju_negQuat(inverse, inverse)
+        mujoco.mju_mulQuat(quat, quat, inverse)
+        mujoco.mju_quat2Vel(twist[3:], quat, 1.0)
+        return twist
+
+    def solve(
+        self, position: np.ndarray, rotation: np.ndarray, start: np.ndarray, iterations: int = 30
+    ) -> tuple[np.ndarray, float]:
+        """Joint angles [7] (rad, within limits) that bring the flange to a pose, and the remaining error.
+
+        Args:
+            position: Target [3], base frame, m.
+            rotation: Target [3, 3].
+            start: Joint angles [7] to start from; the answer is the nearby solution.
+            iterations: Newton steps at most.
+
+        Returns:
+            The angles and |error|, metres and radians added in quadrature.
+        """
+        q = np.array(start, float)
+        for _ in range(iterations):
+            self._data.qpos[self.qpos_index] = q
+            mujoco.mj_kinematics(self._model, self._data)
+            mujoco.mj_comPos(self._model, self._data)
+            error = self._error(position, rotation)
+            if error @ error < 1e-12:
+                break
+            mujoco.mj_jacSite(self._model, self._data, self._jacobian[:3], self._jacobian[3:], self._site)
+            jacobian = self._jacobian[:, self.dof_index]
+            inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + self._damping * np.eye(6))
+            rest = self._gain * (HOME_QPOS - q)
+            step = inverse @ error + rest - inverse @ (jacobian @ rest)
+            step *= min(1.0, 0.5 / max(np.abs(step).max(), 1e-9))
+            q = np.clip(q + step, *self._range.T)
+        self._data.qpos[self.qpos_index] = q
+        mujoco.mj_kinematics(self._model, self._data)
+        return q, float(np.linalg.norm(self._error(position, rotation)))
