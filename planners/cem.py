@@ -15,7 +15,7 @@ from torch import Tensor
 from armworld.planners.gradient import AdamConfig, refine
 from armworld.planners.noise import NOISE, NoiseKind, NoiseSource
 from armworld.planners.plans import Plan
-from armworld.planners.sampling import Planner, PlannerConfig, Search, evaluate_first, lowest
+from armworld.planners.sampling import Planner, PlannerConfig, Search, lowest
 from armworld.types import check_name
 
 
@@ -42,17 +42,17 @@ class CEMConfig(PlannerConfig):
 
     samples: int = 64
     iterations: int = 4
-    elites: int = 8
+    elites: int = 6
     decay: float = 1.0
-    position_std: float = 1.0
-    gripper_std: float = 1.0
+    position_std: float = 0.8
+    gripper_std: float = 0.8
     min_std: float = 0.05
-    momentum_mean: float = 0.1
-    momentum_std: float = 0.1
-    momentum_mean_gripper: float = 0.1
-    momentum_std_gripper: float = 0.1
-    keep_elites: int = 8
-    noise: NoiseKind = "gaussian"
+    momentum_mean: float = 0.0
+    momentum_std: float = 0.0
+    momentum_mean_gripper: float = 0.0
+    momentum_std_gripper: float = 0.0
+    keep_elites: int = 2
+    noise: NoiseKind = "sobol"
     execute: Literal["best", "mean"] = "best"
     round_gripper: float = 0.0
     refine: AdamConfig | None = None
@@ -63,6 +63,8 @@ class CEMConfig(PlannerConfig):
         super().__post_init__()
         check_name("noise", self.noise, NOISE)
         check_name("execute", self.execute, ("best", "mean"))
+        if self.near_cost is not None and not (self.near_cost > 0 and self.hold_candidate):
+            raise ValueError(f"near_cost must be positive and needs hold_candidate, got {self.near_cost}")
         if not 2 <= self.elites <= self.samples or self.iterations < 1:
             raise ValueError(
                 f"CEM needs 2 <= elites <= samples and iterations >= 1, got elites {self.elites}, "
@@ -83,22 +85,23 @@ class CEM(Planner[CEMConfig]):
         limits = start.new_tensor(space.limits)
         mean = start
         std = (limits * space.per_dimension(c.position_std, c.gripper_std, start)).expand_as(start)
-        std = std * self._shrink(search)
         keep_mean = space.per_dimension(c.momentum_mean, c.momentum_mean_gripper, start)
         keep_std = space.per_dimension(c.momentum_std, c.momentum_std_gripper, start)
-        samples, best, best_cost = c.samples, start[:, None][:, :0], start[:, :0, 0]
+        old = None if elites is None else elites[:, : c.keep_elites]
+        kept, kept_cost = search.anchors(start, old)
+        if c.near_cost is not None and search.hold_cost is not None:
+            std = std * (search.hold_cost / c.near_cost).clamp(c.near_scale, 1)[:, None, None]
+        samples, best = c.samples, kept
         for iteration in range(c.iterations):
-            if search.out_of_time():
+            if iteration and search.out_of_time():
                 break
             noise = self.noise(iteration, search.shape(samples), generator).to(start)
             plans = space.clip(noise * std[:, None] + mean[:, None])
-            if iteration == 0:
-                plans, cost = evaluate_first(search, plans, start, elites)
-            else:
-                cost = search.evaluate(plans)
-            kept = c.keep_elites if iteration else 0
-            plans, cost = torch.cat([plans, best[:, :kept]], 1), torch.cat([cost, best_cost[:, :kept]], 1)
-            best, best_cost = lowest(plans, cost, c.elites)
+            if iteration and c.execute == "best":
+                plans = torch.cat([plans, mean[:, None]], 1)
+            pool = torch.cat([plans, kept], 1), torch.cat([search.evaluate(plans), kept_cost], 1)
+            best, cost = lowest(*pool, c.elites)
+            kept, kept_cost = best[:, : c.keep_elites], cost[:, : c.keep_elites]
             mean = best.mean(1) * (1 - keep_mean) + mean * keep_mean
             std = torch.maximum(best.std(1) * (1 - keep_std) + std * keep_std, c.min_std * limits)
             samples = max(2 * c.elites, int(samples * c.decay))
@@ -108,10 +111,3 @@ class CEM(Planner[CEMConfig]):
         if c.refine is not None:
             refine(search, best[:, : c.refine.starts], c.refine)
         return search.finish(search.best, search.best_cost, best)
-
-    def _shrink(self, search: Search) -> Tensor | float:
-        """Factor [B, 1, 1] on the initial spread: holding's energy over `near_cost`, within [near_scale, 1]."""
-        if self.config.near_cost is None:
-            return 1.0
-        hold_cost = search.evaluate(torch.zeros_like(search.best)[:, None])[:, 0]
-        return (hold_cost / self.config.near_cost).clamp(self.config.near_scale, 1)[:, None, None]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from armworld.planners.noise import gaussian
 from armworld.planners.plans import Plan
-from armworld.planners.sampling import Planner, PlannerConfig, Search, evaluate_first, lowest
+from armworld.planners.sampling import Planner, PlannerConfig, Search, lowest
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def refine(search: Search, plans: Tensor, config: AdamConfig) -> None:
         unit.requires_grad_(True)
         with torch.enable_grad():
             raw = unit * limits
-            inside = raw + (search.space.clip(raw) - raw).detach()  # rounding passes the gradient straight through
+            inside = search.space.clip(raw).detach() + (raw - raw.detach())  # clipping passes the gradient on
             cost = search.energy_with_gradient(inside)
             (slope,) = torch.autograd.grad(cost.sum(), unit)
         search.note(inside, cost)
@@ -90,7 +90,8 @@ class GradientPlanner(Planner[GradientConfig]):
         c = self.config
         noise = gaussian(search.shape(c.samples), generator).to(start)
         plans = search.space.clip(start[:, None] + c.std * noise * start.new_tensor(search.space.limits))
-        plans, cost = evaluate_first(search, plans, start, elites)
-        best, _ = lowest(plans, cost, c.adam.starts)
+        fixed, fixed_cost = search.anchors(start, elites)
+        pool = torch.cat([plans, fixed], 1), torch.cat([search.evaluate(plans), fixed_cost], 1)
+        best, _ = lowest(*pool, c.adam.starts)
         refine(search, best, c.adam)
         return search.finish(search.best, search.best_cost, best)

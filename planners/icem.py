@@ -13,7 +13,7 @@ from torch import Tensor
 
 from armworld.planners.noise import coloured
 from armworld.planners.plans import Plan
-from armworld.planners.sampling import Planner, PlannerConfig, Search, evaluate_first, lowest
+from armworld.planners.sampling import Planner, PlannerConfig, Search, lowest
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class ICEMConfig(PlannerConfig):
         std, min_std: Initial spread and its floor.
     """
 
-    samples: int = 64
+    samples: int = 80
     iterations: int = 4
-    elites: int = 8
+    elites: int = 6
     decay: float = 1.25
     noise_exponent: float = 2.0
     keep_fraction: float = 0.3
-    momentum: float = 0.1
+    momentum: float = 0.0
     std: float = 0.7
     min_std: float = 0.02
 
@@ -63,22 +63,20 @@ class ICEM(Planner[ICEMConfig]):
         c, space = self.config, search.space
         limits = start.new_tensor(space.limits)
         mean, std = start, (c.std * limits).expand_as(start)
-        kept = round(c.keep_fraction * c.elites)
-        best, best_cost = start[:, None][:, :0], start[:, :0, 0]
+        keep = round(c.keep_fraction * c.elites)
+        kept, kept_cost = search.anchors(start, None if elites is None else elites[:, :keep])
+        best = kept
         for iteration in range(c.iterations):
-            if search.out_of_time():
+            if iteration and search.out_of_time():
                 break
             samples = max(2 * c.elites, round(c.samples / c.decay**iteration))
             noise = coloured(search.shape(samples), c.noise_exponent, generator).to(start)
             plans = space.clip(mean[:, None] + noise * std[:, None])
-            if iteration == 0:
-                plans, cost = evaluate_first(search, plans, start, None if elites is None else elites[:, :kept])
-            else:
-                if iteration == c.iterations - 1:
-                    plans = torch.cat([space.clip(mean)[:, None], plans[:, 1:]], 1)
-                cost = search.evaluate(plans)
-            plans, cost = torch.cat([plans, best[:, :kept]], 1), torch.cat([cost, best_cost[:, :kept]], 1)
-            best, best_cost = lowest(plans, cost, c.elites)
+            if iteration == c.iterations - 1:
+                plans = torch.cat([plans, space.clip(mean)[:, None]], 1)
+            pool = torch.cat([plans, kept], 1), torch.cat([search.evaluate(plans), kept_cost], 1)
+            best, cost = lowest(*pool, c.elites)
+            kept, kept_cost = best[:, :keep], cost[:, :keep]
             mean = best.mean(1) * (1 - c.momentum) + mean * c.momentum
             std = best.std(1) * (1 - c.momentum) + std * c.momentum
             std = torch.maximum(std, c.min_std * limits)

@@ -29,7 +29,6 @@ class AgentConfig:
 
     Attributes:
         execute_steps: Steps of each plan that are executed before planning again (at most the horizon).
-        warm_start: Start each search from the rest of the last plan.
         repeat_last: A warm start repeats the plan's last action where it ran out, instead of holding still.
         schedule: When the next sub-goal is shown. "budget": after the goal's step budget (as in the paper);
             "energy": when the energy to the sub-goal, mean |z - z_goal|, falls to `switch_energy`, or after
@@ -41,7 +40,6 @@ class AgentConfig:
     """
 
     execute_steps: int = 1
-    warm_start: bool = True
     repeat_last: bool = False
     schedule: Literal["budget", "energy"] = "budget"
     switch_energy: float = 0.0
@@ -178,7 +176,7 @@ class PlanningAgent:
         self._queue.extend(actions)
 
     def _warm_start(self) -> WarmStart | None:
-        if not self.config.warm_start or self.last_plan is None:
+        if self.last_plan is None:
             return None
         return shift(self.last_plan, self.config.execute_steps, self.config.repeat_last)
 
@@ -237,5 +235,3 @@ class PlanningAgent:
             plan_seconds=plan_seconds,
         )
         self.history.append(self.last_step)
-
-

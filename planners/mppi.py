@@ -14,7 +14,7 @@ from torch import Tensor
 
 from armworld.planners.noise import NOISE, NoiseKind
 from armworld.planners.plans import Plan
-from armworld.planners.sampling import Planner, PlannerConfig, Search, evaluate_first
+from armworld.planners.sampling import Planner, PlannerConfig, Search
 from armworld.types import check_name
 
 
@@ -49,12 +49,12 @@ class MPPIConfig(PlannerConfig):
 
     samples: int = 64
     iterations: int = 4
-    temperature: float = 0.3
+    temperature: float = 0.2
     relative: bool = True
     std: float = 0.7
     min_std: float = 0.05
     adapt_std: bool = True
-    noise: NoiseKind = "gaussian"
+    noise: NoiseKind = "sobol"
     execute: Literal["mean", "best"] = "best"
 
     def __post_init__(self) -> None:
@@ -79,16 +79,13 @@ class MPPI(Planner[MPPIConfig]):
         c, space = self.config, search.space
         limits = start.new_tensor(space.limits)
         mean, std = start, (c.std * limits).expand_as(start)
+        search.anchors(start, elites)
         for iteration in range(c.iterations):
-            if search.out_of_time():
+            if iteration and search.out_of_time():
                 break
             noise = NOISE[c.noise](search.shape(c.samples), generator).to(start)
             plans = space.clip(mean[:, None] + noise * std[:, None])
-            if iteration == 0:
-                plans, cost = evaluate_first(search, plans, start, elites)
-            else:
-                cost = search.evaluate(plans)
-            weights = mppi_weights(cost, c.temperature, c.relative)[:, :, None, None]
+            weights = mppi_weights(search.evaluate(plans), c.temperature, c.relative)[:, :, None, None]
             mean = (weights * plans).sum(1)
             if c.adapt_std:
                 variance = (weights * (plans - mean[:, None]) ** 2).sum(1)

@@ -137,11 +137,15 @@ class WarmStart:
 
 
 def shift(plan: Plan, steps: int, repeat_last: bool = False) -> WarmStart:
-    """The plan `steps` executed steps later: the rest of it, then zeros or its last action repeated."""
+    """The plan `steps` executed steps later: the rest of it, then zeros or its last action repeated.
+
+    Elites of which nothing is left (steps >= H, zeros behind) are dropped.
+    """
 
     def moved(actions: Tensor) -> Tensor:
         count = min(steps, actions.shape[-2])
         tail = actions[..., -1:, :].expand(*actions.shape[:-2], count, actions.shape[-1])
         return torch.cat([actions[..., count:, :], tail if repeat_last else torch.zeros_like(tail)], -2)
 
-    return WarmStart(moved(plan.actions), None if plan.elites is None else moved(plan.elites))
+    spent = steps >= plan.actions.shape[1] and not repeat_last
+    return WarmStart(moved(plan.actions), None if plan.elites is None or spent else moved(plan.elites))

@@ -37,6 +37,7 @@ def published_config(
         horizon=horizon,
         space=space,
         hold_candidate=False,
+        warm_start=False,
         samples=samples,
         iterations=iterations,
         elites=elites,
@@ -48,6 +49,7 @@ def published_config(
         momentum_mean_gripper=momentum_mean_gripper,
         momentum_std_gripper=momentum_std_gripper,
         keep_elites=0,
+        noise="gaussian",
         execute="mean",
         round_gripper=0.25,
     )

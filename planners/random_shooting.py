@@ -13,7 +13,7 @@ from torch import Tensor
 
 from armworld.planners.noise import NOISE, NoiseKind
 from armworld.planners.plans import Plan
-from armworld.planners.sampling import Planner, PlannerConfig, Search, evaluate_first
+from armworld.planners.sampling import Planner, PlannerConfig, Search
 from armworld.types import check_name
 
 
@@ -22,7 +22,7 @@ class RandomShootingConfig(PlannerConfig):
     """`samples` candidates; `noise` says how they cover the box (planners/noise.py)."""
 
     samples: int = 256
-    noise: NoiseKind = "gaussian"
+    noise: NoiseKind = "sobol"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,5 +42,6 @@ class RandomShooting(Planner[RandomShootingConfig]):
         noise = NOISE[self.config.noise](search.shape(self.config.samples), generator).to(start)
         uniform = torch.erf(noise / math.sqrt(2))  # the normal distribution function maps normal draws to (-1, 1)
         plans = search.space.clip(uniform * start.new_tensor(search.space.limits))
-        evaluate_first(search, plans, start, elites)
+        search.anchors(start, elites)
+        search.evaluate(plans)
         return search.finish(search.best, search.best_cost)

@@ -53,6 +53,7 @@ class PlannerConfig:
         hold_margin: Hold unless a plan lowers holding's energy by more than this fraction.
         chunk: Candidates (over all episodes) per call of the model; None derives it from `memory_mb`.
         memory_mb: Memory for imagined features and their energies in one call of the model, in MiB.
+        warm_start: Use the warm start given, if any.
         record: Keep every candidate in the statistics, for pictures.
     """
 
@@ -60,6 +61,7 @@ class PlannerConfig:
     space: ActionSpace = field(default_factory=ActionSpace)
     hold_candidate: bool = True
     hold_margin: float = 0.0
+    warm_start: bool = True
     chunk: int | None = None
     memory_mb: float = 512.0
     record: bool = False
@@ -108,10 +110,29 @@ class Search:
         return (self.batch, samples, self.best.shape[1], self.best.shape[2])
 
     def out_of_time(self) -> bool:
-        """Whether the time budget has run out; the first iteration is always allowed."""
-        if self._iterations and self._should_stop is not None and self._should_stop():
+        """Whether the time budget has run out; planners ask before every iteration but the first."""
+        if self._should_stop is not None and self._should_stop():
             self.stopped_early = True
         return self.stopped_early
+
+    def anchors(self, start: Tensor, elites: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Evaluate what is always tried: hold still, the warm start [B,H,P], old elites [B,K,H,P], as configured.
+
+        Returns them [B,A,H,P] with their costs [B,A]; A may be 0. They need no second evaluation: the model is
+        deterministic, and the search remembers the best.
+        """
+        plans = [torch.zeros_like(start)[:, None]] if self.config.hold_candidate else []
+        if bool(start.any()):
+            plans.append(start[:, None])
+        if elites is not None:
+            plans.append(elites)
+        if not plans:
+            return start[:, None][:, :0], start[:, :0, 0]
+        fixed = torch.cat(plans, 1)
+        cost = self.evaluate(fixed)
+        if self.config.hold_candidate:
+            self.hold_cost = cost[:, 0]
+        return fixed, cost
 
     def evaluate(self, plans: Tensor) -> Tensor:
         """Costs [B, S] of plans [B, S, H, P]; +inf where the energy is not finite. Counts as one iteration."""
@@ -144,12 +165,6 @@ class Search:
         self.best_cost = torch.where(better, low, self.best_cost)
         self._evaluated += cost.numel()
         self._nonfinite += nonfinite
-        lost = (~self.best_cost.isfinite()).nonzero().flatten().tolist()
-        if lost:
-            raise PlanningError(
-                f"no candidate has a finite energy (episodes {lost} of the batch, {cost.shape[1]} candidates each): "
-                "the world model or the objective returned NaN or infinity"
-            )
         record = self.config.record
         self._iterations.append(
             Iteration(
@@ -165,7 +180,19 @@ class Search:
         return cost
 
     def finish(self, plans: Tensor, cost: Tensor, elites: Tensor | None = None) -> Plan:
-        """The result: plans [B,H,P] with cost [B], or holding still where that is as good but for `hold_margin`."""
+        """The result: plans [B,H,P] with cost [B], or holding still where that is as good but for `hold_margin`.
+
+        Where `cost` is not finite, the best plan seen takes its place; a PlanningError where there is none.
+        """
+        lost = (~self.best_cost.isfinite()).nonzero().flatten().tolist()
+        if lost:
+            raise PlanningError(
+                f"no finite energy among {self._evaluated // self.batch} candidates (episodes {lost} of the batch): "
+                "the world model or the objective returned NaN or infinity"
+            )
+        finite = cost.isfinite()
+        plans = torch.where(finite[:, None, None], plans, self.best)
+        cost = torch.where(finite, cost, self.best_cost)
         if self.hold_cost is not None:
             hold = cost >= self.hold_cost * (1 - self.config.hold_margin)
             plans = torch.where(hold[:, None, None], torch.zeros_like(plans), plans)
@@ -230,10 +257,11 @@ class Planner(ABC, Generic[Config]):
             ValueError: Shapes that do not fit.
         """
         search = Search(model, objective, z, state, goal, self.config, should_stop)
-        start = search.best if warm_start is None else self._fit(warm_start.actions, search.best)
-        elites = None
-        if warm_start is not None and warm_start.elites is not None:
-            elites = self.config.space.clip(self.config.space.compress(warm_start.elites.to(search.best)))
+        start, elites = search.best, None
+        if warm_start is not None and self.config.warm_start:
+            start = self._fit(warm_start.actions, search.best)
+            if warm_start.elites is not None:
+                elites = self.config.space.clip(self.config.space.compress(warm_start.elites.to(search.best)))
         with torch.no_grad():
             return self.optimise(search, generator, start, elites)
 
@@ -245,27 +273,6 @@ class Planner(ABC, Generic[Config]):
         if actions.shape != (*like.shape[:2], 7):
             raise ValueError(f"warm start must be [B, H, 7] = {(*like.shape[:2], 7)}, got {tuple(actions.shape)}")
         return self.config.space.clip(self.config.space.compress(actions.to(like)))
-
-
-def evaluate_first(search: Search, plans: Tensor, start: Tensor, elites: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Evaluate the first iteration with the anchors in place of its first samples: hold still, warm start, old elites.
-
-    Returns the plans [B,S,H,P] as evaluated and their costs [B,S]. Later iterations need not repeat the anchors: the
-    model is deterministic and the search remembers the best.
-    """
-    hold = search.config.hold_candidate
-    anchors = [torch.zeros_like(plans[:, :1])] if hold else []
-    if bool(start.any()):
-        anchors.append(start[:, None])
-    if elites is not None:
-        anchors.append(elites)
-    if anchors:
-        fixed = torch.cat(anchors, 1)
-        plans = torch.cat([fixed, plans[:, fixed.shape[1] :]], 1)
-    cost = search.evaluate(plans)
-    if hold:
-        search.hold_cost = cost[:, 0]
-    return plans, cost
 
 
 def _usable(x: Tensor) -> Tensor:
