@@ -125,8 +125,8 @@ def outer_faces(mesh, group) -> np.ndarray:
     for _ in range(NEIGHBOUR_RINGS):
         touched = np.zeros(len(mesh.vertices), bool)
         touched[mesh.faces[seen]] = True
-        seen = touched[mesh.faces].any(1)
-    return seen
+        seen = np.any(touched[mesh.faces], axis=1)
+    return np.asarray(seen)
 
 
 def _sphere(n: int) -> np.ndarray:
