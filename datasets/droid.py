@@ -157,7 +157,7 @@ def _write_trajectory(file: h5py.File, episode: Episode, roles: Mapping[str, str
             file.create_dataset(f"observation/timestamp/cameras/{serial}_{moment}", data=clock)
     file.create_dataset("simulation/action", data=np.asarray(episode.actions, np.float64))
     for key, array in episode.simulation.items():
-        file.create_dataset(f"simulation/{key}", data=array)
+        file.create_dataset(f"simulation/{key}", data=array, compression="gzip")
 
 
 def _metadata(episode: Episode, roles: Mapping[str, str], relative: Path) -> dict[str, Any]:

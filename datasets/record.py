@@ -71,7 +71,7 @@ def record(
         extrinsics=group(columns, "extrinsics"),
         joint_positions=columns["joint_positions"],
         joint_velocities=columns["joint_velocities"],
-        step_seconds=float(env.unwrapped.step_seconds),
+        step_seconds=float(simulator.step_seconds),
         lab=lab,
         seed=seed,
         success=bool(info["success"]),

@@ -30,12 +30,12 @@ class FakeCommand:
 class FakeSimulator:
     """Goes exactly where it is told, inside the workspace."""
 
-    def __init__(self, cameras: tuple[str, ...]) -> None:
+    def __init__(self, cameras: tuple[str, ...], step_seconds: float) -> None:
         self.workspace = Workspace()
         self.config = SimpleNamespace(objects=("cup",))
         self.kinematics = SimpleNamespace(dof_index=np.arange(7))
         self.data = SimpleNamespace(qvel=np.zeros(7))
-        self.cameras = cameras
+        self.cameras, self.step_seconds = cameras, step_seconds
         self.state = np.zeros(7)
 
     @property
@@ -96,9 +96,9 @@ class FakeArm(gymnasium.Env):
         state = gymnasium.spaces.Box(-10, 10, (7,), np.float32)
         self.observation_space = gymnasium.spaces.Dict({"state": state, **images})
         self.action_space = gymnasium.spaces.Box(-1, 1, (7,), np.float32)
-        self.simulator = FakeSimulator(cameras)
+        self.simulator = FakeSimulator(cameras, step_seconds)
         self.cameras, self.image_size = cameras, image_size
-        self.step_seconds, self.max_steps = step_seconds, max_steps
+        self.max_steps = max_steps
 
     def _observe(self) -> dict[str, np.ndarray]:
         return self.simulator.observe(self.cameras, self.image_size, self.image_size)
@@ -127,4 +127,4 @@ class FakeArm(gymnasium.Env):
         return self._observe(), 0.0, False, self.count >= self.max_steps, self._info()
 
 
-gymnasium.register("fake/Arm-v0", entry_point=FakeArm)
+gymnasium.register("fake/Arm-v0", entry_point="datasets_fake:FakeArm")
