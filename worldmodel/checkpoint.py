@@ -273,7 +273,7 @@ def _fingerprint(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(weights):
         digest.update(key.encode())
-        digest.update(weights[key].flatten().view(torch.uint8).numpy())
+        digest.update(weights[key].flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -111,7 +111,7 @@ class _Rollout:
 
     def first_step(self, z_BND: Tensor, action_BSA: Tensor, state_BA: Tensor, cache: _Cache) -> tuple[Tensor, _Cache]:
         """Last layer's patch tokens [B * S, n - C, P] of the first imagined step, and the caches after it."""
-        batch, samples = action_BSA.shape[:2]
+        samples = action_BSA.shape[1]
         rotary = self._step_tables(len(cache.layers) and cache.layers[0][0].shape[2] // self.tokens)
         shared = self._shared_tokens(z_BND, state_BA)
         action = self.predictor.embed_actions(action_BSA.flatten(0, 1)).unsqueeze(1)
