@@ -42,7 +42,7 @@ class Quadratic:
 
 @dataclass(frozen=True)
 class Wells:
-    """A broad shallow well at -0.6 of the goal's corner and a deeper one at the goal: 1 - exp(-d^2 / 2 w^2)."""
+    """A well of depth 1 at the goal and one of depth 0.6 at its mirror image, Gaussian, 0.6 bounds wide."""
 
     def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
         x, target = rollout.z[:, :, -1, 0], goal.z[:, None, 0]

@@ -14,7 +14,7 @@ from armworld.planners.registry import make_planner
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from planners_fake import LIMITS, PointWorld, Quadratic, Wells  # noqa: E402
+from planners_fake import LIMITS, PointWorld, Quadratic, Wells
 
 BUDGETS = {
     "cem": {"samples": 128, "iterations": 10, "min_std": 0.01},

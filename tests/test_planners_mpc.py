@@ -1,0 +1,173 @@
+"""The planning agent in a closed loop on a point world: arriving, holding, sub-goals, budgets, failures."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from armworld.planners.mpc import AgentConfig, PlanningAgent
+from armworld.planners.objectives import FinalL1
+from armworld.planners.plans import PlanningError
+from armworld.planners.registry import make_planner
+from armworld.types import Goal
+from armworld.worldmodel.model import Rollout
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from planners_fake import LIMITS, PointWorld, goal_at, observation
+
+
+def make_agent(
+    planner: str = "cem", seed: int = 0, model: PointWorld | None = None, config: AgentConfig | None = None, **settings
+) -> PlanningAgent:
+    return PlanningAgent(
+        model or PointWorld(),
+        make_planner(planner, **{"space": {"max_position": 0.1}, **settings}),
+        FinalL1(),
+        "left",
+        torch.Generator().manual_seed(seed),
+        config,
+    )
+
+
+def drive(agent: PlanningAgent, goal: Goal, steps: int) -> np.ndarray:
+    """Points visited [steps + 1, 4], from the origin."""
+    agent.reset(goal)
+    point = np.zeros(4)
+    visited = [point]
+    for _ in range(steps):
+        action = agent.act(observation(point))
+        assert action.dtype == np.float32
+        assert action.shape == (7,)
+        point = point + action[[0, 1, 2, 6]] / LIMITS.numpy()
+        visited.append(point)
+    return np.stack(visited)
+
+
+@pytest.mark.parametrize("planner", ["cem", "cem_adam", "icem", "mppi", "gradient"])
+def test_arrives_and_holds(planner: str) -> None:
+    goal = [3.2, -2.1, 0.4, 0.5]
+    visited = drive(make_agent(planner, hold_margin=0.05), goal_at(goal), 12)
+    assert np.abs(visited[-1] - goal).max() < 0.1
+    assert np.abs(np.diff(visited[-3:], axis=0)).max() < 0.1
+
+
+def test_same_seed_same_episode() -> None:
+    goal = goal_at([1.2, -2.1, 0.4, 0.5])
+    first, again = (drive(make_agent(horizon=2), goal, 4) for _ in range(2))
+    assert np.array_equal(first, again)
+
+
+def test_two_steps_per_plan() -> None:
+    agent = make_agent(horizon=3, config=AgentConfig(execute_steps=2))
+    drive(agent, goal_at([3.0, 0.0, 0.0, 0.0]), 4)
+    assert [record.planned for record in agent.history] == [True, False, True, False]
+    assert [record.evaluated > 0 for record in agent.history] == [True, False, True, False]
+    with pytest.raises(ValueError, match="execute_steps 2 exceeds the planner's horizon 1"):
+        make_agent(config=AgentConfig(execute_steps=2))
+
+
+def test_subgoals_by_budget() -> None:
+    agent = make_agent()
+    drive(agent, goal_at([1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0], budgets=(4, 2, 3)), 10)
+    assert [record.subgoal for record in agent.history] == [0] * 4 + [1] * 2 + [2] * 4
+
+
+def test_subgoals_by_energy() -> None:
+    """The first sub-goal is 2 steps away, so its energy is low before the third action; the budget plays no part."""
+    agent = make_agent("cem_adam", config=AgentConfig(schedule="energy", switch_energy=0.1))
+    drive(agent, goal_at([1.9, 0, 0, 0], [1.9, 0.9, 0, 0], budgets=(8, 8)), 6)
+    assert [record.subgoal for record in agent.history] == [0, 0, 1, 1, 1, 1]
+
+
+def test_holding_moves_on_to_the_next_subgoal() -> None:
+    agent = make_agent(hold_margin=0.95, config=AgentConfig(schedule="energy", switch_holds=2))
+    drive(agent, goal_at([0.1, 0, 0, 0], [2.0, 0, 0, 0], budgets=(9, 9)), 4)
+    assert [record.subgoal for record in agent.history] == [0, 0, 1, 1]
+    assert [record.hold for record in agent.history[:2]] == [True, True]
+
+
+def test_an_unreachable_subgoal_is_left_after_patience() -> None:
+    agent = make_agent(hold_candidate=False, config=AgentConfig(schedule="energy", patience=1.5))
+    drive(agent, goal_at([99.0, 0, 0, 0], [0.0, 0, 0, 0], budgets=(2, 9)), 5)
+    assert [record.subgoal for record in agent.history] == [0, 0, 0, 1, 1]
+
+
+def test_records_and_statistics() -> None:
+    agent = make_agent()
+    drive(agent, goal_at([2.0, 0.0, 0.0, 0.0]), 2)
+    assert agent.last_plan is not None
+    assert agent.last_step is not None
+    record = agent.last_step
+    assert record.energy == pytest.approx(1.0 / 4, abs=0.1)
+    assert record.evaluated == agent.last_plan.statistics.evaluated
+    assert set(record.to_json()) >= {"subgoal", "energy", "cost", "plan_seconds"}
+    agent.reset(goal_at([0.0, 0.0, 0.0, 0.0]))
+    assert agent.history == []
+    assert agent.last_plan is None
+
+
+def test_a_time_budget_ends_the_search() -> None:
+    agent = make_agent(config=AgentConfig(seconds_per_action=1e-9), iterations=50)
+    drive(agent, goal_at([2.0, 0.0, 0.0, 0.0]), 1)
+    assert agent.last_step is not None
+    assert agent.last_step.stopped_early
+    assert agent.last_step.evaluated < 50 * 64
+
+
+def test_context_frames_reach_the_model() -> None:
+    seen = []
+
+    class Watching(PointWorld):
+        def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+            seen.append((z.shape[1], state.shape[1]))
+            return super().rollout(z, state, actions)
+
+    agent = make_agent(model=Watching(), config=AgentConfig(context=2), iterations=1, hold_candidate=False)
+    drive(agent, goal_at([2.0, 0.0, 0.0, 0.0]), 3)
+    assert seen == [(1, 1), (2, 2), (2, 2)]
+
+
+class Failing(PointWorld):
+    """NaN features of images, or of imagined frames."""
+
+    def __init__(self, encode: bool) -> None:
+        self.fails_to_encode = encode
+
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
+        z = super().encode(images)
+        return z * torch.nan if self.fails_to_encode else z
+
+    def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+        rollout = super().rollout(z, state, actions)
+        return replace(rollout, z=rollout.z * torch.nan)
+
+
+def test_planner_failures_have_a_reason() -> None:
+    agent = make_agent(model=Failing(encode=False))
+    agent.reset(goal_at([1.0, 0, 0, 0]))
+    with pytest.raises(PlanningError, match="no finite energy among"):
+        agent.act(observation(np.zeros(4)))
+    with pytest.raises(PlanningError, match="features of camera 'left' are not finite"):
+        make_agent(model=Failing(encode=True)).reset(goal_at([1.0, 0, 0, 0]))
+
+
+def test_bad_input() -> None:
+    agent = make_agent()
+    with pytest.raises(ValueError, match="call reset"):
+        agent.act(observation(np.zeros(4)))
+    agent.reset(goal_at([1.0, 0, 0, 0]))
+    with pytest.raises(ValueError, match="no camera 'left' in the observation; it has wrist"):
+        agent.act(observation(np.zeros(4), camera="wrist"))
+    bad = observation(np.zeros(4))
+    bad["state"] = np.full(7, np.nan)
+    with pytest.raises(ValueError, match="7 finite numbers"):
+        agent.act(bad)
+    with pytest.raises(ValueError, match="unknown sub-goal schedule 'time'; valid: budget, energy"):
+        AgentConfig(schedule="time")  # pyright: ignore[reportArgumentType]
