@@ -1,0 +1,75 @@
+"""Memory shared by the simulated robot's processes: joint angles and objects one way, camera frames the other.
+
+A file that each process maps, so that one of them can be frozen or killed without taking the others along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+HEADER = 32  # float64 entries; see the slices below
+TICK, SIM_TIME, WIDTH, COMMANDED = 0, 1, 2, 3  # even tick: the entries belong together
+JOINTS = slice(4, 11)
+OBJECT = slice(11, 18)  # position and quaternion (w, x, y, z)
+CAMERA_HEADER = 2  # frame id, capture time
+
+
+@dataclass(frozen=True)
+class RobotSample:
+    """The simulated robot at one moment: joints [7] rad, hand opening m, object pose [7], simulated time s."""
+
+    joints: np.ndarray
+    width_m: float
+    object_pose: np.ndarray
+    sim_time_s: float
+
+
+class SharedBlock:
+    """The mapped file. `create` makes it; every process opens it with the same cameras and size."""
+
+    def __init__(self, path: Path, cameras: tuple[str, ...], size: tuple[int, int]) -> None:
+        self.cameras, self.size = cameras, size
+        count, pixels = len(cameras), size[0] * size[1] * 3
+        head = 8 * (HEADER + CAMERA_HEADER * count)
+        self._bytes = np.memmap(path, np.uint8, "r+", shape=(head + 2 * count * pixels,))
+        self._head = self._bytes[: 8 * HEADER].view(np.float64)
+        self._frames = self._bytes[8 * HEADER : head].view(np.float64).reshape(count, CAMERA_HEADER)
+        self._pixels = self._bytes[head:].reshape(count, 2, *size, 3)
+
+    @classmethod
+    def create(cls, path: Path, cameras: tuple[str, ...], size: tuple[int, int]) -> SharedBlock:
+        """A new file of zeros."""
+        count = len(cameras)
+        path.write_bytes(bytes(8 * (HEADER + CAMERA_HEADER * count) + 2 * count * size[0] * size[1] * 3))
+        return cls(path, cameras, size)
+
+    def write_robot(self, joints: np.ndarray, width_m: float, pose: np.ndarray, sim_time_s: float) -> None:
+        self._head[TICK] += 1
+        self._head[JOINTS], self._head[WIDTH], self._head[OBJECT] = joints, width_m, pose
+        self._head[SIM_TIME] = sim_time_s
+        self._head[TICK] += 1
+
+    def read_robot(self) -> RobotSample:
+        head = np.array(self._head)
+        for _ in range(1000):
+            if head[TICK] % 2 == 0 and self._head[TICK] == head[TICK]:
+                break
+            head = np.array(self._head)
+        return RobotSample(head[JOINTS], float(head[WIDTH]), head[OBJECT], float(head[SIM_TIME]))
+
+    def write_frame(self, camera: int, image: np.ndarray, time_s: float) -> None:
+        number = int(self._frames[camera, 0]) + 1
+        self._pixels[camera, number % 2] = image
+        self._frames[camera, 1] = time_s
+        self._frames[camera, 0] = number
+
+    def read_frame(self, camera: int) -> tuple[int, float, np.ndarray]:
+        """Newest frame: id (0: none yet), capture time (monotonic seconds), image."""
+        while True:
+            number = int(self._frames[camera, 0])
+            image, time_s = self._pixels[camera, number % 2].copy(), float(self._frames[camera, 1])
+            if int(self._frames[camera, 0]) - number < 2:
+                return number, time_s, image
