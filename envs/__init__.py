@@ -4,6 +4,9 @@ from gymnasium.envs.registration import register
 
 IDS = {
     "armworld/Reach-v0": "reach",
+    "armworld/Grasp-v0": "grasp",
+    "armworld/ReachWithObject-v0": "reach_with_object",
+    "armworld/PickPlace-v0": "pick_place",
 }
 
 for _id, _task in IDS.items():

@@ -55,8 +55,8 @@ class Placement:
 
 # "left" has the larger base-frame y, as in DROID; it is the rig that the shipped models were trained on.
 RIGS: dict[str, Placement] = {
-    "left": Placement(azimuth=50.0, elevation=32.0, distance=1.05, look_at=(0.46, 0.0, 0.20), fovy=46.0),
-    "right": Placement(azimuth=-50.0, elevation=32.0, distance=1.05, look_at=(0.46, 0.0, 0.20), fovy=46.0),
+    "left": Placement(azimuth=50.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
+    "right": Placement(azimuth=-50.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
 }
 CAMERAS = (*RIGS, "wrist")  # the wrist camera belongs to the robot's model
 

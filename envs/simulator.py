@@ -61,6 +61,7 @@ class Simulator:
         self._tip = self.model.site("tip").id
         self._pads = {side: self._geoms_named(f"{side}_pad") for side in FINGERS}
         self._object_geoms = {name: subtree_geoms(self.model, name) for name in config.objects}
+        self._extents = {name: object_extent(self.model, name) for name in config.objects}
         self._robot_geoms = subtree_geoms(self.model, "link0")
 
     def _geoms_named(self, prefix: str) -> np.ndarray:
@@ -122,6 +123,19 @@ class Simulator:
         return self.data.site_xpos[self._tip].copy()
 
     @property
+    def tip_velocity(self) -> np.ndarray:
+        """Velocity [3] (m/s) of the tip, base frame."""
+        jacobian = np.empty((3, self.model.nv))
+        mujoco.mj_jacSite(self.model, self.data, jacobian, None, self._tip)
+        return jacobian @ self.data.qvel
+
+    def underside(self, name: str) -> float:
+        """Height (m) of an object's lowest point over its collision geoms' bounding box, base frame."""
+        position, rotation = self.object_pose(name)
+        corners = np.stack(np.meshgrid(*self.object_extent(name).T), -1).reshape(-1, 3)
+        return float((position + corners @ rotation.T)[:, 2].min())
+
+    @property
     def table_height(self) -> float:
         """Height of the table top in the base frame, m."""
         return 0.0
@@ -137,7 +151,7 @@ class Simulator:
 
     def object_extent(self, name: str) -> np.ndarray:
         """Bounding box [2, 3] (low, high; m) of an upright object in its own frame."""
-        return object_extent(self.model, self._object(name))
+        return self._extents[self._object(name)]
 
     def contact_report(self) -> dict[str, dict]:
         """Which fingers touch each object, and whether it moves.

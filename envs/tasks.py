@@ -12,14 +12,30 @@ from typing import Any
 
 import numpy as np
 
-from armworld.envs.layout import NoRoom, flange_state, move_arm, place_bystanders
+from armworld.envs.layout import NoRoom, flange_state, footprint, move_arm, place_bystanders
+from armworld.envs.scripts import (
+    HOVER,
+    Script,
+    action_towards,
+    carry_phases,
+    grasp_height,
+    grasp_phases,
+    place_phases,
+    play,
+    tilt,
+    up,
+)
 from armworld.envs.simulator import Simulator
 from armworld.types import Goal, Observation
 
 Observe = Callable[[], Observation]
 REACH_LOW = np.array([0.36, -0.25, 0.24])  # m: flange starts and goals of reach; the fingertips stay 8 cm up
 REACH_HIGH = np.array([0.62, 0.25, 0.46])
-SETTLE_SECONDS = 0.25
+OBJECT_LOW, OBJECT_HIGH = np.array([0.40, -0.22]), np.array([0.60, 0.22])  # m: where task objects stand and go
+LIFTED = 0.02  # m that the underside of a held object must be above the table
+SLIP_SPEED = 0.02  # m/s between a held object and the fingertips
+REST_SPEED = 0.01  # m/s of an object at rest
+UPRIGHT = np.deg2rad(15)
 
 
 class Task(ABC):
@@ -43,6 +59,10 @@ class Task(ABC):
     @abstractmethod
     def begin(self, sim: Simulator, rng: np.random.Generator, observe: Observe) -> tuple[Goal, dict]:
         """Bring the scene to a random start; return the goal and the draws. NoRoom: the caller tries again."""
+
+    @abstractmethod
+    def script(self, sim: Simulator) -> Script:
+        """The scripted expert's (phase name, action [7]) for each coming state of the present episode."""
 
     @abstractmethod
     def distance(self, sim: Simulator) -> float:
@@ -82,6 +102,11 @@ class Reach(Task):
         draws = {"start_state": start.tolist(), "goal_state": goal.tolist(), "objects": placed}
         return Goal((observation,), (self.max_steps,)), draws
 
+    def script(self, sim: Simulator) -> Script:
+        while True:
+            state = sim.state
+            yield "reach", action_towards(state, np.concatenate([self.targets["position"], state[3:]]))
+
     def distance(self, sim: Simulator) -> float:
         return float(np.linalg.norm(sim.state[:3] - self.targets["position"]))
 
@@ -89,9 +114,174 @@ class Reach(Task):
         return self.distance(sim) < self.tolerance
 
 
+def held(sim: Simulator, name: str) -> bool:
+    """Whether both fingers, and nothing but the robot, touch the object and it is lifted and does not slip."""
+    contact = sim.contact_report()[name]
+    if not (contact["left"] and contact["right"]) or contact["other"]:
+        return False
+    if sim.underside(name) < sim.table_height + LIFTED:
+        return False
+    return bool(np.linalg.norm(sim.object_velocity(name)[:3] - sim.tip_velocity) < SLIP_SPEED)
+
+
 def settle(sim: Simulator) -> None:
     """Hold still for one control step, so that objects rest and servos arrive."""
     sim.step(np.zeros(7))
 
 
-TASKS: dict[str, type[Task]] = {"reach": Reach}
+def film(
+    sim: Simulator, script: Script, observe: Observe | None = None, keep: tuple[str, ...] = ()
+) -> list[Observation]:
+    """Run a script and then hold for one step; the observations at the end of the phases `keep` and at the very end."""
+    frames, previous = [], None
+    for phase, action in script:
+        if observe and previous in keep and phase != previous:
+            frames.append(observe())
+        sim.step(action)
+        previous = phase
+    settle(sim)
+    return [*frames, observe()] if observe else frames
+
+
+class ObjectTask(Task):
+    """What the tasks that move an object share: its distance to where the expert leaves it."""
+
+    def place(self, sim: Simulator, rng: np.random.Generator, spot: np.ndarray) -> list[float]:
+        """Stand the task's object at `spot` [2] (m), at a random yaw; returns [x, y, z, yaw]."""
+        yaw = float(rng.uniform(-np.pi, np.pi))
+        sim.place_object(self.object, np.array([*spot, sim.table_height]), yaw)
+        return [*spot.tolist(), sim.table_height, yaw]
+
+    def demonstrate(self, sim: Simulator, observe: Observe, keep: tuple[str, ...] = ()) -> list[Observation]:
+        """Film the expert from here to its end, remember where the object ends, and return to here.
+
+        NoRoom if the expert fails: such a start has no goal image.
+        """
+        saved = sim.save()
+        frames = film(sim, self.script(sim), observe, keep)
+        self.targets["object"] = sim.object_pose(self.object)[0]
+        solved = self.solved(sim)
+        sim.restore(saved)
+        if not solved or len(frames) != len(keep) + 1:
+            raise NoRoom("the scripted expert does not solve this start")
+        return frames
+
+    def distance(self, sim: Simulator) -> float:
+        return float(np.linalg.norm(sim.object_pose(self.object)[0] - self.targets["object"]))
+
+
+class Grasp(ObjectTask):
+    """Take the object with both fingers and lift it by at least 2 cm, without slipping."""
+
+    name, max_steps, tolerance = "grasp", 20, LIFTED
+
+    def begin(self, sim: Simulator, rng: np.random.Generator, observe: Observe) -> tuple[Goal, dict]:
+        self.targets = {}
+        start = flange_state(rng.uniform(REACH_LOW, REACH_HIGH))
+        placed = self.place(sim, rng, rng.uniform(OBJECT_LOW, OBJECT_HIGH))
+        move_arm(sim, start)
+        over = np.array([*placed[:2], 0.0])
+        taken = [(over[:2], footprint(sim, self.object) + 0.10)]
+        others = place_bystanders(sim, self.bystanders, rng, [(sim.tip, over)], taken)
+        settle(sim)
+        frames = self.demonstrate(sim, observe)
+        draws = {"start_state": start.tolist(), "objects": {self.object: placed, **others}}
+        return Goal(tuple(frames), (self.max_steps,)), draws
+
+    def script(self, sim: Simulator) -> Script:
+        yield from play(sim, grasp_phases(sim, self.object))
+
+    def solved(self, sim: Simulator) -> bool:
+        return held(sim, self.object)
+
+
+class ReachWithObject(ObjectTask):
+    """Bring the held object to where the goal shows it: within 5 cm, still held."""
+
+    name, max_steps, tolerance = "reach_with_object", 15, 0.05
+    nearest, furthest = 0.10, 0.50
+
+    def begin(self, sim: Simulator, rng: np.random.Generator, observe: Observe) -> tuple[Goal, dict]:
+        self.targets = {}
+        low = REACH_LOW + up(max(0.0, grasp_height(sim, self.object) - 0.04))
+        start, goal = rng.uniform(low, np.maximum(REACH_HIGH, low + 0.05), (2, 3))
+        if not self.nearest <= np.linalg.norm(goal - start) <= self.furthest:
+            raise NoRoom("start and goal are too near or too far")
+        placed = self.place(sim, rng, rng.uniform(OBJECT_LOW, OBJECT_HIGH))
+        spot, height = np.array(placed[:3]), sim.object_extent(self.object)[1, 2]
+        tool = up(float(np.linalg.norm(sim.tip - sim.state[:3])))
+        move_arm(sim, flange_state(spot + tool + up(height + HOVER)))
+        hang = tool + up(grasp_height(sim, self.object))  # from the object's underside up to the flange
+        paths = [(spot, spot), (spot + up(0.1), start - hang), (start - hang, goal - hang)]
+        others = place_bystanders(sim, self.bystanders, rng, paths, [])
+        settle(sim)
+        film(sim, play(sim, grasp_phases(sim, self.object)))
+        film(sim, play(sim, carry_phases(sim, start)))
+        if not held(sim, self.object):
+            raise NoRoom("the object was lost on the way to the start")
+        self.targets = {"position": goal}
+        frames = self.demonstrate(sim, observe)
+        draws = {
+            "start_state": sim.state.tolist(),
+            "goal_position": goal.tolist(),
+            "objects": {self.object: placed, **others},
+        }
+        return Goal(tuple(frames), (self.max_steps,)), draws
+
+    def script(self, sim: Simulator) -> Script:
+        yield from play(sim, carry_phases(sim, self.targets["position"]))
+
+    def solved(self, sim: Simulator) -> bool:
+        return held(sim, self.object) and self.distance(sim) < self.tolerance
+
+
+class PickPlace(ObjectTask):
+    """Put the object where the goal shows it: within 5 cm, upright, at rest, released.
+
+    Three sub-goals, as in the paper: grasped, near the place, placed; budgets 4, 10 and 4 steps.
+    """
+
+    name, max_steps, tolerance = "pick_place", 22, 0.05
+    nearest, furthest = 0.12, 0.40
+    budgets = (4, 10, 4)
+
+    def begin(self, sim: Simulator, rng: np.random.Generator, observe: Observe) -> tuple[Goal, dict]:
+        spots = rng.uniform(OBJECT_LOW, OBJECT_HIGH, (2, 2))
+        if not self.nearest <= np.linalg.norm(spots[1] - spots[0]) <= self.furthest:
+            raise NoRoom("the object's place and its goal are too near or too far")
+        placed = self.place(sim, rng, spots[0])
+        source, place = (np.array([*spot, sim.table_height]) for spot in spots)
+        self.targets = {"place": place}
+        height = sim.object_extent(self.object)[1, 2]
+        tool = up(float(np.linalg.norm(sim.tip - sim.state[:3])))
+        hover = np.array([*rng.uniform(-0.08, 0.08, 2), height + HOVER + rng.uniform(0.0, 0.05)])
+        start = flange_state(source + tool + hover)
+        move_arm(sim, start)
+        lifted = up(0.10)
+        paths = [(source, source), (source + lifted, place + lifted), (place, place)]
+        others = place_bystanders(sim, self.bystanders, rng, paths, [])
+        settle(sim)
+        frames = self.demonstrate(sim, observe, ("close", "carry"))
+        draws = {
+            "start_state": start.tolist(),
+            "goal_position": place.tolist(),
+            "objects": {self.object: placed, **others},
+        }
+        return Goal(tuple(frames), self.budgets), draws
+
+    def script(self, sim: Simulator) -> Script:
+        yield from play(sim, grasp_phases(sim, self.object))
+        yield from play(sim, place_phases(sim, self.object, self.targets["place"]))
+
+    def solved(self, sim: Simulator) -> bool:
+        contact = sim.contact_report()[self.object]
+        return (
+            self.distance(sim) < self.tolerance
+            and tilt(sim.object_pose(self.object)[1]) < UPRIGHT
+            and contact["other"]
+            and not contact["robot"]
+            and contact["speed"] < REST_SPEED
+        )
+
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Reach, Grasp, ReachWithObject, PickPlace)}
