@@ -136,7 +136,7 @@ class ACPredictor(nn.Module):
         tokens = [self.embed_actions(actions_BTA), self.state_encoder(self._scale_states(states_BTA).to(dtype))]
         if extrinsics_BTE is not None:
             tokens.append(self.extrinsics_encoder(extrinsics_BTE.to(dtype)))
-        return torch.stack(tokens, 2)
+        return torch.stack(tokens, -2)
 
     def embed_actions(self, actions: Tensor) -> Tensor:
         """Action tokens [..., P] of actions [..., 7]."""
@@ -213,17 +213,17 @@ class ACPredictor(nn.Module):
         return states if scale is None else states * states.new_tensor(scale)
 
 
-def merge_patches(z_BTND: Tensor, grid: tuple[int, int], merge: int) -> Tensor:
-    """[B, T, N, D] -> [B, T, N / merge^2, merge^2 * D]: squares of neighbouring patches side by side in channels."""
+def merge_patches(z_ND: Tensor, grid: tuple[int, int], merge: int) -> Tensor:
+    """[.., N, D] -> [.., N / merge^2, merge^2 D]: squares of neighbouring patches side by side in channels."""
     if merge == 1:
-        return z_BTND
-    x = z_BTND.unflatten(2, (grid[0] // merge, merge, grid[1] // merge, merge))
-    return x.transpose(3, 4).flatten(4, 6).flatten(2, 3)
+        return z_ND
+    x = z_ND.unflatten(-2, (grid[0] // merge, merge, grid[1] // merge, merge))
+    return x.transpose(-4, -3).flatten(-3).flatten(-3, -2)
 
 
-def split_patches(x_BTND: Tensor, grid: tuple[int, int], merge: int) -> Tensor:
+def split_patches(x_ND: Tensor, grid: tuple[int, int], merge: int) -> Tensor:
     """The inverse of `merge_patches`."""
     if merge == 1:
-        return x_BTND
-    x = x_BTND.unflatten(2, (grid[0] // merge, grid[1] // merge)).unflatten(4, (merge, merge, -1))
-    return x.transpose(3, 4).flatten(2, 5)
+        return x_ND
+    x = x_ND.unflatten(-2, (grid[0] // merge, grid[1] // merge)).unflatten(-1, (merge, merge, -1))
+    return x.transpose(-4, -3).flatten(-5, -2)

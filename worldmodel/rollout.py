@@ -1,38 +1,85 @@
-"""Imagining many candidate action sequences at once: exactly the predictor's forward, computed without repetition.
+"""Imagining many candidate action sequences at once: the predictor's forward, computed without repetition.
 
-Shapes: B episodes, S candidates, H imagined steps, T context steps, N patches, D feature width, P predictor width,
-M heads, K channels per head, n tokens per step (conditioning, then merged patches).
+Shapes: B episodes, S candidates, T context steps, H imagined steps, D feature width, P predictor width, M heads,
+K channels per head; per step C conditioning tokens (the action first), G merged patch tokens, n = C + G tokens.
 
-What is not repeated:
+What is not repeated, all of it exact but for rounding:
 - Attention is block-causal, so keys and values of a finished step never change: each layer keeps them.
 - Context steps before the last are the same for all candidates of an episode: computed once per episode.
-- In the first imagined step the patches and the state are shared too; candidates differ by the action token alone,
-  so embedding, first LayerNorm and first query/key/value product are computed once per episode.
-- The last layer's attention output and MLP are computed for patch tokens only: the others are never read.
+- In the first imagined step candidates differ by the action token alone. Patches are embedded once per episode, and
+  in the first layer their queries, keys, values and attention to one another too; a candidate only mixes its action
+  token's value in, with the weight that its softmax would have given.
+- In the last layer only the patch tokens' outputs are computed: nothing reads the others.
+- The channels of queries and keys are reordered per head (even ones, then odd ones), which no dot product notices and
+  which makes the rotary positions three contiguous products.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from armworld.pose import action_between, apply_action
-from armworld.worldmodel.ac_predictor import ACPredictor, block_causal_mask
-from armworld.worldmodel.blocks import Block, Rotary, normalize
+from armworld.worldmodel.ac_predictor import ACPredictor, block_causal_mask, merge_patches, split_patches
+from armworld.worldmodel.blocks import Block, Rotary, attend, normalize
+
+KeysValues = tuple[Tensor, Tensor]  # [B or B * S, M, L, K] each
 
 
-@dataclass
-class _Cache:
-    """Keys and values [B * S, M, L, K] of finished steps, per layer."""
+class Layer(NamedTuple):
+    """One block and its query/key/value weights with reordered channels."""
 
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    block: Block
+    weight: Tensor
+    bias: Tensor
 
-    def repeated(self, times: int) -> _Cache:
-        """One copy per candidate."""
-        return _Cache([(k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v in self.layers])
+    def project(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, [.., M, N, K] each, of tokens [.., N, P]."""
+        qkv = F.linear(self.block.norm1(x), self.weight, self.bias).unflatten(-1, (3, self.block.attn.heads, -1))
+        qk = _rotate_halves(qkv[..., :2, :, :], rotary)
+        q, k = qk.unbind(-3)
+        return q.transpose(-3, -2), k.transpose(-3, -2), qkv[..., 2, :, :].transpose(-3, -2)
+
+    def finish(self, x: Tensor, attended_BMNK: Tensor) -> Tensor:
+        """The block's output from its input and what its attention read."""
+        x = self.block.attn.proj(attended_BMNK.transpose(1, 2).flatten(2)) + x
+        return self.block.mlp(self.block.norm2(x)) + x
+
+
+class Predictor:
+    """A predictor prepared for rollouts of given features' grid and number of steps."""
+
+    def __init__(self, predictor: ACPredictor, grid: tuple[int, int], steps: int) -> None:
+        config = predictor.config
+        if steps > config.max_steps:
+            raise ValueError(f"context and horizon need {steps} steps; this predictor was built for {config.max_steps}")
+        self.module, self.grid, self.merge = predictor, grid, config.merge
+        weight = predictor.predictor_embed.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.tokens = predictor.conditioning + grid[0] * grid[1] // config.merge**2
+        order = _halves_order(config.width // config.heads)
+        cos, sin = predictor.rotary(steps, grid, self.device, self.dtype)
+        self._tables = Rotary(cos[:, order, None].movedim(2, 1), sin[:, order, None].movedim(2, 1))  # [L, 1, K]
+        rows = _reordered_rows(config.width, config.heads).to(self.device)
+        self.layers = [_layer(block, rows) for block in predictor.predictor_blocks]
+
+    def tables(self, step: int, steps: int = 1) -> Rotary:
+        """Rotary tables [steps * n, 1, K] of `steps` steps from `step` on."""
+        return _slice(self._tables, step * self.tokens, (step + steps) * self.tokens)
+
+    def conditioning(self, action: Tensor, state: Tensor, extrinsics: Tensor | None) -> Tensor:
+        """Conditioning tokens [.., C, P] of actions and states [.., 7]."""
+        return self.module.embed_conditioning(action, state, extrinsics)
+
+    def read_out(self, x_BSGP: Tensor, before_BSGD: Tensor) -> Tensor:
+        """Layer-normed next features [B, S, G, merge^2 D] from patch tokens and the (merged) features before."""
+        z = self.module.predictor_proj(self.module.predictor_norm(x_BSGP))
+        if self.module.config.residual:
+            z = z + before_BSGD
+        return normalize(z.unflatten(-1, (self.merge**2, -1))).flatten(-2)
 
 
 def imagine(
@@ -42,137 +89,201 @@ def imagine(
     actions_BSHA: Tensor,
     extrinsics_BE: Tensor | None = None,
     grid: tuple[int, int] | None = None,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Layer-normed features [B, S, H, N, D] (float32) and states [B, S, H, 7] after each action.
+    """Layer-normed features [B, S, H, N, D] in the predictor's precision and states [B, S, H, 7] after each action.
 
     Past actions are recovered from consecutive context states; imagined states follow `pose.apply_action`.
+    At most `chunk` candidates per episode go through the predictor together.
     """
     grid = predictor.check_features(z_BTND, grid)
-    batch, samples, horizon = actions_BSHA.shape[:3]
-    weight = predictor.predictor_embed.weight
-    rollout = _Rollout(predictor, grid, z_BTND.shape[1] + horizon - 1, weight.device, weight.dtype, extrinsics_BE)
-    z = z_BTND.to(weight.device, weight.dtype)
-    cache = rollout.context(z, state_BTA)
-    step = z.shape[1] - 1
-    now = state_BTA[:, None, -1].expand(-1, samples, -1)
-    features, states = [], []
-    for h in range(horizon):
-        action = actions_BSHA[:, :, h]
-        if h == 0:
-            x, cache = rollout.first_step(z[:, -1], action, state_BTA[:, -1], cache)
-            before = z[:, None, -1]
-        else:
-            before = features[-1].to(weight.dtype)
-            x, cache = rollout.next_step(before, action, now, step + h, cache)
-        features.append(rollout.read_out(x.unflatten(0, (batch, samples)), before))
-        now = apply_action(now, action)
-        states.append(now)
-    return torch.stack(features, 2), torch.stack(states, 2)
+    steps, horizon = z_BTND.shape[1], actions_BSHA.shape[2]
+    prepared = Predictor(predictor, grid, steps + horizon - 1)
+    z = merge_patches(z_BTND.to(prepared.device, prepared.dtype), grid, predictor.config.merge)
+    context = _context(prepared, z, state_BTA, extrinsics_BE)
+    shared = _SharedStep(prepared, z[:, -1], state_BTA[:, -1], extrinsics_BE, context, steps - 1)
+    states = _states(state_BTA[:, -1], actions_BSHA)
+    parts = [
+        _imagine_chunk(shared, action, state[:, :, :-1])
+        for action, state in zip(_split(actions_BSHA, chunk), _split(states, chunk), strict=True)
+    ]
+    z_merged = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return split_patches(z_merged, grid, predictor.config.merge), states[:, :, 1:]
 
 
-class _Rollout:
-    """The predictor's layers with caches; one object per call of `imagine`."""
+def _imagine_chunk(shared: _SharedStep, actions_BSHA: Tensor, states_BSHA: Tensor) -> Tensor:
+    """Merged features [B, S, H, G, merge^2 D]."""
+    prepared, (batch, samples, horizon) = shared.prepared, actions_BSHA.shape[:3]
+    x, cache = shared.run(actions_BSHA[:, :, 0], keep=horizon > 1)
+    z = [prepared.read_out(x.unflatten(0, (batch, samples)), shared.z_BGD[:, None])]
+    extrinsics = None if shared.extrinsics is None else shared.extrinsics[:, None].expand(-1, samples, -1)
+    for h in range(1, horizon):
+        conditioning = prepared.conditioning(actions_BSHA[:, :, h], states_BSHA[:, :, h], extrinsics)
+        tokens = torch.cat([conditioning, prepared.module.predictor_embed(z[-1])], 2).flatten(0, 1)
+        x, cache = _run_layers(prepared, tokens, prepared.tables(shared.step + h), cache, keep=h < horizon - 1)
+        z.append(prepared.read_out(x.unflatten(0, (batch, samples)), z[-1]))
+    return z[0].unsqueeze(2) if horizon == 1 else torch.stack(z, 2)
+
+
+def _context(
+    prepared: Predictor, z_BTGD: Tensor, state_BTA: Tensor, extrinsics_BE: Tensor | None
+) -> list[KeysValues | None]:
+    """Each layer's keys and values [B, M, L, K] of all context steps but the last; None where there are none."""
+    steps = z_BTGD.shape[1] - 1
+    if steps == 0:
+        return [None] * len(prepared.layers)
+    past = action_between(state_BTA[:, :-1], state_BTA[:, 1:])
+    extrinsics = None if extrinsics_BE is None else extrinsics_BE[:, None].expand(-1, steps, -1)
+    conditioning = prepared.conditioning(past, state_BTA[:, :-1], extrinsics)
+    x = torch.cat([conditioning, prepared.module.predictor_embed(z_BTGD[:, :-1])], 2).flatten(1, 2)
+    mask = block_causal_mask(steps, prepared.tokens, x.device) if steps > 1 else None
+    cache: list[KeysValues | None] = []
+    for layer in prepared.layers:
+        q, k, v = layer.project(x, prepared.tables(0, steps))
+        cache.append((k, v))
+        x = layer.finish(x, attend(q, k, v, mask))
+    return cache
+
+
+class _SharedStep:
+    """The first imagined step of B episodes: what all candidates share, computed once."""
 
     def __init__(
         self,
-        predictor: ACPredictor,
-        grid: tuple[int, int],
-        steps: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        prepared: Predictor,
+        z_BGD: Tensor,
+        state_BA: Tensor,
         extrinsics_BE: Tensor | None,
+        context: list[KeysValues | None],
+        step: int,
     ) -> None:
-        if steps > predictor.config.max_steps:
-            raise ValueError(
-                f"context and horizon need {steps} steps; this predictor was built for {predictor.config.max_steps}"
-            )
-        self.predictor, self.grid, self.extrinsics = predictor, grid, extrinsics_BE
-        self.blocks: list[Block] = list(predictor.predictor_blocks)  # type: ignore[arg-type]
-        self.tokens = predictor.conditioning + grid[0] * grid[1] // predictor.config.merge**2
-        self.tables = predictor.rotary(steps, grid, device, dtype)
+        self.prepared, self.z_BGD, self.extrinsics = prepared, z_BGD, extrinsics_BE
+        self.context, self.step = context, step
+        tokens = prepared.conditioning(torch.zeros_like(state_BA), state_BA, extrinsics_BE)[:, 1:]
+        self.x = torch.cat([tokens, prepared.module.predictor_embed(z_BGD)], 1)  # [B, n - 1, P]
+        self.q, self.k, self.v = prepared.layers[0].project(self.x, _slice(prepared.tables(step), 1))
+        self.keys, self.values = _grow(context[0], (self.k, self.v))
+        logits = (self.q.float() @ self.keys.float().transpose(-1, -2)) * self.q.shape[-1] ** -0.5
+        self.log_sum = logits.logsumexp(-1)  # [B, M, n - 1]
+        self.attended = logits.softmax(-1).to(self.v.dtype) @ self.values  # [B, M, n - 1, K]
 
-    def context(self, z_BTND: Tensor, state_BTA: Tensor) -> _Cache:
-        """Keys and values of all context steps but the last."""
-        steps = z_BTND.shape[1] - 1
-        if steps == 0:
-            return _Cache()
-        past = action_between(state_BTA[:, :-1], state_BTA[:, 1:])
-        extrinsics = None if self.extrinsics is None else self.extrinsics[:, None].expand(-1, steps, -1)
-        conditioning = self.predictor.embed_conditioning(past, state_BTA[:, :-1], extrinsics)
-        x = torch.cat([conditioning, self.predictor.embed_patches(z_BTND[:, :-1], self.grid)], 2).flatten(1, 2)
-        rotary = Rotary(*(table[: x.shape[1]] for table in self.tables))
-        mask = block_causal_mask(steps, self.tokens, x.device) if steps > 1 else None
-        cache = _Cache()
-        for block in self.blocks:
-            q, k, v = block.attn.project(block.norm1(x), rotary)
-            cache.layers.append((k, v))
-            x = _after_attention(block, x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-        return cache
+    def run(self, action_BSA: Tensor, keep: bool) -> tuple[Tensor, list[KeysValues | None]]:
+        """Last layer's patch tokens [B * S, G, P] and, if kept, all layers' keys and values up to this step."""
+        prepared, samples = self.prepared, action_BSA.shape[1]
+        action = prepared.module.embed_actions(action_BSA)  # [B, S, P]
+        x, grown = self._first_layer(action, keep)
+        context = [None if pair is None else _repeat_pair(pair, samples) for pair in self.context[1:]]
+        x, rest = _run_layers(prepared, x, prepared.tables(self.step), context, keep, first=1)
+        return x, [grown, *rest]
 
-    def first_step(self, z_BND: Tensor, action_BSA: Tensor, state_BA: Tensor, cache: _Cache) -> tuple[Tensor, _Cache]:
-        """Last layer's patch tokens [B * S, n - C, P] of the first imagined step, and the caches after it."""
-        samples = action_BSA.shape[1]
-        rotary = self._step_tables(len(cache.layers) and cache.layers[0][0].shape[2] // self.tokens)
-        shared = self._shared_tokens(z_BND, state_BA)
-        action = self.predictor.embed_actions(action_BSA.flatten(0, 1)).unsqueeze(1)
-        if cache.layers:
-            cache = cache.repeated(samples)
-        block = self.blocks[0]
-        first = block.attn.project(block.norm1(action), Rotary(*(table[:1] for table in rotary)))
-        rest = block.attn.project(block.norm1(shared), Rotary(*(table[1:] for table in rotary)))
-        q, k, v = (torch.cat([a, _repeat(r, samples)], 2) for a, r in zip(first, rest, strict=True))
-        x = torch.cat([action, _repeat(shared, samples)], 1)
-        return self._layers(x, rotary, cache, projected=(q, k, v))
+    def _first_layer(self, action_BSP: Tensor, keep: bool) -> tuple[Tensor, KeysValues | None]:
+        layer, samples = self.prepared.layers[0], action_BSP.shape[1]
+        q, k, v = layer.project(
+            action_BSP.unsqueeze(2), _slice(self.prepared.tables(self.step), 0, 1)
+        )  # [B, S, M, 1, K]
+        # Softmax over the shared keys and the action's: a = sigmoid(q k_action - log sum exp of the shared logits).
+        scale = k.shape[-1] ** -0.5
+        logit = torch.einsum("bmik,bsmk->bsim", self.q * scale, k.squeeze(3)).float()
+        weight = torch.sigmoid(logit - self.log_sum.transpose(1, 2)[:, None]).to(v.dtype)  # [B, S, n - 1, M]
+        shared = self.attended.transpose(1, 2)[:, None]  # [B, 1, n - 1, M, K]
+        mixed = shared + weight.unsqueeze(-1) * (v.transpose(2, 3) - shared)
+        own = self._action_attends(q, k, v)  # [B, S, M, 1, K]
+        attended = torch.cat([own.transpose(2, 3), mixed], 2).flatten(0, 1).transpose(1, 2)
+        x = torch.cat([action_BSP.unsqueeze(2), self.x[:, None].expand(-1, samples, -1, -1)], 2).flatten(0, 1)
+        skip = self.prepared.module.conditioning if len(self.prepared.layers) == 1 else 0
+        out = layer.finish(x[:, skip:], attended[:, :, skip:])
+        if not keep:
+            return out, None
+        fresh = tuple(torch.cat([a.flatten(0, 1), _repeat(s, samples)], 2) for a, s in ((k, self.k), (v, self.v)))
+        context = None if self.context[0] is None else _repeat_pair(self.context[0], samples)
+        return out, _grow(context, (fresh[0], fresh[1]))
 
-    def next_step(
-        self, z_BSND: Tensor, action_BSA: Tensor, state_BSA: Tensor, step: int, cache: _Cache
-    ) -> tuple[Tensor, _Cache]:
-        """The same for a later step, whose patches [B, S, N, D] differ between candidates."""
-        samples = action_BSA.shape[1]
-        extrinsics = None if self.extrinsics is None else self.extrinsics.repeat_interleave(samples, 0)
-        conditioning = self._conditioning(action_BSA.flatten(0, 1), state_BSA.flatten(0, 1), extrinsics)
-        patches = self.predictor.embed_patches(z_BSND.flatten(0, 1).unsqueeze(1), self.grid).squeeze(1)
-        return self._layers(torch.cat([conditioning, patches], 1), self._step_tables(step), cache)
-
-    def read_out(self, x_BSLP: Tensor, before: Tensor) -> Tensor:
-        """Layer-normed next features [B, S, N, D], float32, from patch tokens and the features before the step."""
-        return normalize(self.predictor.project_out(x_BSLP, before, self.grid).float())
-
-    def _shared_tokens(self, z_BND: Tensor, state_BA: Tensor) -> Tensor:
-        conditioning = self._conditioning(torch.zeros_like(state_BA), state_BA, self.extrinsics)[:, 1:]
-        patches = self.predictor.embed_patches(z_BND.unsqueeze(1), self.grid).squeeze(1)
-        return torch.cat([conditioning, patches], 1)
-
-    def _conditioning(self, action: Tensor, state: Tensor, extrinsics: Tensor | None) -> Tensor:
-        extra = None if extrinsics is None else extrinsics[:, None]
-        return self.predictor.embed_conditioning(action[:, None], state[:, None], extra).squeeze(1)
-
-    def _step_tables(self, step: int) -> Rotary:
-        tokens = slice(step * self.tokens, (step + 1) * self.tokens)
-        return Rotary(*(table[tokens] for table in self.tables))
-
-    def _layers(
-        self, x: Tensor, rotary: Rotary, cache: _Cache, projected: tuple[Tensor, Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, _Cache]:
-        grown = _Cache()
-        for i, block in enumerate(self.blocks):
-            q, k, v = projected or block.attn.project(block.norm1(x), rotary)
-            projected = None
-            if cache.layers:
-                k, v = (torch.cat(pair, 2) for pair in zip(cache.layers[i], (k, v), strict=True))
-            grown.layers.append((k, v))
-            if i == len(self.blocks) - 1:
-                patches = self.predictor.conditioning
-                q, x = q[:, :, patches:], x[:, patches:]
-            x = _after_attention(block, x, F.scaled_dot_product_attention(q, k, v))
-        return x, grown
+    def _action_attends(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What the action tokens read [B, S, M, 1, K] from the shared tokens and themselves."""
+        scale = q.shape[-1] ** -0.5
+        to_shared = torch.einsum("bsmik,bmjk->bsmij", q * scale, self.keys)
+        to_self = (q * scale * k).sum(-1, keepdim=True)
+        weights = torch.cat([to_shared, to_self], -1).softmax(-1)
+        return torch.einsum("bsmij,bmjk->bsmik", weights[..., :-1], self.values) + weights[..., -1:] * v
 
 
-def _after_attention(block: Block, x: Tensor, attended_BMNK: Tensor) -> Tensor:
-    x = x + block.attn.proj(attended_BMNK.transpose(1, 2).flatten(2))
-    return x + block.mlp(block.norm2(x))
+def _run_layers(
+    prepared: Predictor,
+    x: Tensor,
+    rotary: Rotary,
+    cache: list[KeysValues | None],
+    keep: bool,
+    first: int = 0,
+) -> tuple[Tensor, list[KeysValues | None]]:
+    """Layers from `first` on over one step's tokens [B * S, n, P]: patch tokens of the last, and the grown caches."""
+    layers = prepared.layers[first:]
+    grown: list[KeysValues | None] = []
+    for i, (layer, earlier) in enumerate(zip(layers, cache, strict=True)):
+        q, k, v = layer.project(x, rotary)
+        k, v = _grow(earlier, (k, v))
+        grown.append((k, v) if keep else None)
+        if i == len(layers) - 1:
+            q, x = q[:, :, prepared.module.conditioning :], x[:, prepared.module.conditioning :]
+        x = layer.finish(x, attend(q, k, v))
+    return x, grown
+
+
+def _states(state_BA: Tensor, actions_BSHA: Tensor) -> Tensor:
+    """States [B, S, H + 1, 7]: the present one and those after each action."""
+    states = [state_BA[:, None].expand(-1, actions_BSHA.shape[1], -1)]
+    for action in actions_BSHA.unbind(2):
+        states.append(apply_action(states[-1], action))
+    return torch.stack(states, 2)
+
+
+def _layer(block: torch.nn.Module, rows: Tensor) -> Layer:
+    assert isinstance(block, Block)
+    return Layer(block, block.attn.qkv.weight[rows], block.attn.qkv.bias[rows])
+
+
+def _halves_order(head_dim: int) -> Tensor:
+    """A head's channels with the even ones of all pairs first, then the odd ones, then what belongs to no pair."""
+    paired = head_dim // 2 * 2
+    return torch.cat([torch.arange(0, paired, 2), torch.arange(1, paired, 2), torch.arange(paired, head_dim)])
+
+
+def _reordered_rows(width: int, heads: int) -> Tensor:
+    """Rows of the query/key/value weight with queries' and keys' channels in `_halves_order` in each head."""
+    rows = torch.arange(3 * width).view(3, heads, -1)
+    rows[:2] = rows[:2, :, _halves_order(width // heads)]
+    return rows.flatten()
+
+
+def _rotate_halves(x: Tensor, rotary: Rotary) -> Tensor:
+    """`blocks.rotate` for tokens [.., N, 2, M, K] in `_halves_order`; tables [N, 1, K]."""
+    cos, sin = rotary.cos[:, None], rotary.sin[:, None]
+    half = x.shape[-1] // 2
+    even, odd = slice(0, half), slice(half, 2 * half)
+    turned = x * cos
+    turned[..., even].addcmul_(x[..., odd], sin[..., even])
+    turned[..., odd].addcmul_(x[..., even], sin[..., odd])
+    return turned
+
+
+def _slice(rotary: Rotary, start: int, stop: int | None = None) -> Rotary:
+    return Rotary(rotary.cos[start:stop], rotary.sin[start:stop])
+
+
+def _split(x: Tensor, chunk: int | None) -> tuple[Tensor, ...]:
+    return x.split(chunk or x.shape[1], dim=1)
+
+
+def _grow(earlier: KeysValues | None, new: KeysValues) -> KeysValues:
+    """Keys and values of earlier steps, then the new ones."""
+    if earlier is None:
+        return new
+    return torch.cat([earlier[0], new[0]], 2), torch.cat([earlier[1], new[1]], 2)
 
 
 def _repeat(x: Tensor, times: int) -> Tensor:
-    """[B, ...] -> [B * times, ...] without copying when B = 1."""
+    """[B, ...] -> [B * times, ...], each episode's part `times` times."""
     return x.unsqueeze(1).expand(-1, times, *x.shape[1:]).flatten(0, 1)
+
+
+def _repeat_pair(pair: KeysValues, times: int) -> KeysValues:
+    return _repeat(pair[0], times), _repeat(pair[1], times)
