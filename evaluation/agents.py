@@ -1,0 +1,167 @@
+"""Agents by name, for the command line: floors, the expert, planners on a world model, planners on the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+
+from armworld.types import Agent, check_name
+
+STREAM = 0x41524D  # keeps an agent's draws apart from the environment's, which has the same seed
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """How a planning agent plans; None leaves the planner's own default.
+
+    Attributes:
+        samples: Candidates per iteration.
+        iterations: Iterations.
+        elites: Candidates that the next iteration is fitted to.
+        horizon: Imagined steps per plan.
+        execute: Actions executed of each plan before planning again.
+        context: Frames that the model sees.
+        schedule: When the next sub-goal is shown: budget or energy.
+        seconds_per_action: Time after which a search stops; results then depend on the machine's speed.
+        objective: Name of an energy (`planners.objectives.OBJECTIVES`).
+        max_position: Bound of a planned translation per axis and step (m).
+        max_norm: Bound of its length (m).
+        max_gripper: Bound of a planned closedness delta; 0 leaves the gripper as it is.
+        oracle_planner: The planner that `oracle` uses.
+    """
+
+    samples: int | None = None
+    iterations: int | None = None
+    elites: int | None = None
+    horizon: int | None = None
+    execute: int | None = None
+    context: int | None = None
+    schedule: Literal["budget", "energy"] | None = None
+    seconds_per_action: float | None = None
+    objective: str = "final"
+    max_position: float | None = None
+    max_norm: float | None = None
+    max_gripper: float | None = None
+    oracle_planner: str = "cem"
+
+    def planner_settings(self) -> dict[str, Any]:
+        """The settings that `planners.registry.make_planner` takes, without those left at their defaults."""
+        space = {"max_position": self.max_position, "max_norm": self.max_norm, "max_gripper": self.max_gripper}
+        settings: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("samples", "iterations", "elites", "horizon")
+            if getattr(self, name) is not None
+        }
+        space = {name: value for name, value in space.items() if value is not None}
+        return settings | ({"space": space} if space else {})
+
+
+Builder = Callable[[gymnasium.Env, Any, int, AgentSettings], Agent]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How an agent is built, whether it needs a world model, and a phrase for the command line's help."""
+
+    build: Builder
+    model: bool
+    summary: str
+
+
+def _hold(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
+    from armworld.envs.agents import HoldAgent
+
+    return HoldAgent()
+
+
+def _random(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
+    from armworld.envs.agents import RandomAgent
+
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    return RandomAgent(np.random.default_rng([seed, STREAM]), space.high)
+
+
+def _expert(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
+    from armworld.envs.experts import make_expert
+
+    return make_expert(env)
+
+
+def _planning(planner: str | None, oracle: bool = False) -> Builder:
+    """A builder of planning agents; `planner` None takes `settings.oracle_planner`."""
+
+    def build(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
+        from armworld.planners.mpc import AgentConfig, PlanningAgent
+        from armworld.planners.objectives import make_objective
+        from armworld.planners.registry import make_planner
+
+        if oracle:
+            from armworld.evaluation.oracle import OracleModel
+
+            model = OracleModel(env, model)
+        choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": settings.schedule}
+        choices["seconds_per_action"] = settings.seconds_per_action
+        return PlanningAgent(
+            model,
+            make_planner(planner or settings.oracle_planner, **settings.planner_settings()),
+            make_objective(settings.objective),
+            camera=model.camera,
+            generator=torch.Generator().manual_seed(agent_seed(seed)),
+            config=AgentConfig(**{name: value for name, value in choices.items() if value is not None}),
+        )
+
+    return build
+
+
+AGENTS: dict[str, Entry] = {
+    "hold": Entry(_hold, False, "does nothing: the floor"),
+    "random": Entry(_random, False, "random actions: the other floor"),
+    "expert": Entry(_expert, False, "scripted, reads the simulator: the ceiling"),
+    "cem": Entry(_planning("cem"), True, "cross-entropy method on the world model"),
+    "cem_published": Entry(_planning("cem_published"), True, "V-JEPA 2-AC's planner exactly as published"),
+    "cem_adam": Entry(_planning("cem_adam"), True, "cross-entropy method, then Adam through the predictor"),
+    "icem": Entry(_planning("icem"), True, "cross-entropy method with coloured noise and lasting elites"),
+    "mppi": Entry(_planning("mppi"), True, "path-integral weights over all samples"),
+    "gradient": Entry(_planning("gradient"), True, "Adam through the predictor from several starts"),
+    "random_shooting": Entry(_planning("random"), True, "best of many uniform plans"),
+    "oracle": Entry(_planning(None, oracle=True), True, "the simulator as the model, the same encoder and energy"),
+}
+
+
+def needs_model(name: str) -> bool:
+    """Whether the agent `name` plans on a world model."""
+    return AGENTS[check_name("agent", name, AGENTS)].model
+
+
+def agent_seed(seed: int) -> int:
+    """A 63-bit seed for an agent's own draws in the episode `seed`."""
+    return int(np.random.SeedSequence([seed, STREAM]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def make_agent(name: str, env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings | None = None) -> Agent:
+    """A fresh agent for one episode.
+
+    Args:
+        name: One of `AGENTS`.
+        env: The environment that it will act in (the expert and the oracle read it).
+        model: World model, for the agents that plan; else None.
+        seed: The episode's seed; the agent's own draws are derived from it.
+        settings: How planners plan.
+
+    Raises:
+        ValueError: Unknown name or setting, no model where one is needed, or a model of another step length.
+    """
+    entry = AGENTS[check_name("agent", name, AGENTS)]
+    if entry.model:
+        if model is None:
+            raise ValueError(f"agent {name!r} plans on a world model; none was given")
+        step = getattr(env.unwrapped, "step_seconds", model.step_seconds)
+        if abs(step - model.step_seconds) > 1e-6:
+            raise ValueError(f"the model's step is {model.step_seconds} s, the environment's {step} s")
+    return entry.build(env, model, seed, settings or AgentSettings())

@@ -1,0 +1,301 @@
+"""Many episodes: cells of (environment × agent), over processes, resumable at every episode.
+
+A cell's folder holds `cell.json` (what was asked) and `episodes/<seed>.json` (one per finished episode, written
+atomically after its video). A rerun skips what is there; a folder that belongs to another question is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from armworld.evaluation.agents import AgentSettings, make_agent, needs_model
+from armworld.evaluation.episodes import EpisodeResult, run_episode
+from armworld.evaluation.files import plain, read_json, write_json
+
+TASKS = {
+    "reach": "armworld/Reach-v0",
+    "grasp": "armworld/Grasp-v0",
+    "reach_with_object": "armworld/ReachWithObject-v0",
+    "pick_place": "armworld/PickPlace-v0",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (environment × agent) whose episodes differ only by their seed.
+
+    Attributes:
+        env_id: A Gymnasium id of armworld's interface (`module:Name-v0` imports the module first).
+        env_kwargs: Passed to `gymnasium.make`.
+        agent: A name of `agents.AGENTS`.
+        model: Name or path of a world model; None for agents that need none.
+        settings: The agent's settings.
+        out: The cell's folder.
+        film: Seeds to write a video of.
+        threshold_m: Success distance, for the videos' chart only.
+    """
+
+    env_id: str
+    env_kwargs: dict[str, Any]
+    agent: str
+    out: Path
+    model: str | None = None
+    settings: AgentSettings = field(default_factory=AgentSettings)
+    film: frozenset[int] = frozenset()
+    threshold_m: float | None = None
+
+    def question(self) -> dict[str, Any]:
+        """What decides an episode's outcome, JSON-able: everything but the folder and the videos."""
+        return plain(
+            {
+                "env_id": self.env_id,
+                "env_kwargs": self.env_kwargs,
+                "agent": self.agent,
+                "model": model_identity(self.model) if needs_model(self.agent) else None,
+                "settings": asdict(self.settings) if needs_model(self.agent) else None,
+            }
+        )
+
+    def episode_file(self, seed: int) -> Path:
+        """Where the episode's record lies once it is finished."""
+        return self.out / "episodes" / f"{seed}.json"
+
+    def video_file(self, seed: int) -> Path:
+        """Where its video lies, if it was filmed."""
+        return self.out / "videos" / f"{seed}.mp4"
+
+
+def model_identity(name: str | None) -> dict[str, Any]:
+    """What tells one checkpoint from another: its name, the fingerprint of its weights, how it is used."""
+    from armworld.worldmodel.checkpoint import CONFIG_FILE, resolve
+
+    if name is None:
+        raise ValueError("this agent needs a model: give --model NAME or PATH")
+    document = read_json(resolve(name) / CONFIG_FILE)
+    return {"name": name, "weights_id": document.get("weights_id"), "use": document.get("world_model")}
+
+
+def env_id_of(task: str) -> str:
+    """The Gymnasium id of a task's name; an id (with `/` or `:` or `-v`) passes through."""
+    if task in TASKS:
+        return TASKS[task]
+    if "-v" in task:
+        return task
+    raise ValueError(f"unknown task {task!r}; valid: {', '.join(TASKS)}, or a Gymnasium id such as module:Name-v0")
+
+
+def open_env(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env:
+    """Make the environment, without Gymnasium's passive checker (it would cost time in every step)."""
+    if env_id.startswith("armworld/"):
+        import armworld.envs  # noqa: F401  (registers)
+    try:
+        return gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"no environment {env_id!r}: {error}") from error
+
+
+class Worker:
+    """Runs episodes one at a time, keeping the last environment and model open between them."""
+
+    def __init__(self) -> None:
+        self._env: gymnasium.Env | None = None
+        self._env_key: Any = None
+        self._models: dict[str, Any] = {}
+
+    def run(self, cell: Cell, seed: int) -> EpisodeResult:
+        """Run, film if asked, and store one episode; its record is written last."""
+        env = self._open(cell)
+        model = self._model(cell.model) if needs_model(cell.agent) else None
+        agent = make_agent(cell.agent, env, model, seed, cell.settings)
+        recorder = None
+        if seed in cell.film:
+            from armworld.evaluation.video import VideoRecorder
+
+            step = float(cell.env_kwargs.get("step_seconds", 0.25))
+            recorder = VideoRecorder(cell.video_file(seed), cell.agent, step, cell.threshold_m)
+        result = run_episode(env, agent, seed, recorder)
+        write_json(cell.episode_file(seed), result.to_json())
+        return result
+
+    def _open(self, cell: Cell) -> gymnasium.Env:
+        key = (cell.env_id, repr(sorted(cell.env_kwargs.items())))
+        if self._env is None or key != self._env_key:
+            self.close()
+            self._env, self._env_key = open_env(cell.env_id, cell.env_kwargs), key
+        return self._env
+
+    def _model(self, name: str | None) -> Any:
+        from armworld.worldmodel.checkpoint import load_world_model
+
+        assert name is not None, "cells of planning agents are claimed with their model"
+        if name not in self._models:
+            self._models = {name: load_world_model(name)}
+        return self._models[name]
+
+    def close(self) -> None:
+        """Close the environment (and its renderer)."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+
+def claim(cell: Cell) -> None:
+    """Make the cell's folder, or refuse one that holds episodes of another question."""
+    path, question = cell.out / "cell.json", cell.question()
+    if not path.exists() or not any((cell.out / "episodes").glob("*.json")):
+        write_json(path, question)
+        return
+    before = read_json(path)
+    if before != question:
+        differing = [key for key in sorted({*before, *question}) if before.get(key) != question.get(key)]
+        told = "; ".join(f"{key}: {before.get(key)!r} there, {question.get(key)!r} asked" for key in differing)
+        raise ValueError(f"{cell.out} holds episodes of another run ({told}); choose another --out or remove it")
+
+
+def load_episode(cell: Cell, seed: int) -> EpisodeResult | None:
+    """The stored episode, or None if it has not been run (or was to be filmed and was not)."""
+    path = cell.episode_file(seed)
+    if not path.exists() or (seed in cell.film and not cell.video_file(seed).exists()):
+        return None
+    return EpisodeResult.from_json(read_json(path))
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    seeds: Sequence[int],
+    workers: int = 1,
+    progress: Callable[[Cell, EpisodeResult], None] | None = None,
+) -> list[list[EpisodeResult]]:
+    """Every cell on every seed; what is stored already is not run again.
+
+    Args:
+        cells: Each with a folder of its own.
+        seeds: Shared by all cells, so that methods can be compared pairwise.
+        workers: Processes, one thread each; 1 runs in this process.
+        progress: Called in this process for every episode, stored ones included.
+
+    Returns:
+        Results, one list per cell, in the order of `seeds`.
+
+    Raises:
+        KeyboardInterrupt: After the running episodes were dropped; finished ones are kept.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if len(set(seeds)) != len(seeds):
+        raise ValueError("the seeds must differ from one another")
+    done: dict[tuple[int, int], EpisodeResult] = {}
+
+    def finish(index: int, result: EpisodeResult) -> None:
+        done[index, result.seed] = result
+        if progress is not None:
+            progress(cells[index], result)
+
+    jobs: list[tuple[int, int]] = []
+    for index, cell in enumerate(cells):
+        claim(cell)
+        for seed in seeds:
+            stored = load_episode(cell, seed)
+            if stored is None:
+                jobs.append((index, seed))
+            else:
+                finish(index, stored)
+    if jobs:
+        run = _run_here if workers == 1 else _run_in_processes
+        run(cells, jobs, workers, finish)
+    return [[done[index, seed] for seed in seeds] for index in range(len(cells))]
+
+
+def run_episodes(
+    cell: Cell,
+    seeds: Sequence[int],
+    workers: int = 1,
+    progress: Callable[[Cell, EpisodeResult], None] | None = None,
+) -> list[EpisodeResult]:
+    """`run_cells` of one cell."""
+    return run_cells([cell], seeds, workers, progress)[0]
+
+
+Finish = Callable[[int, EpisodeResult], None]
+
+
+@contextlib.contextmanager
+def single_thread() -> Iterator[None]:
+    """Torch on one thread: on a few shared cores, more threads are slower."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_here(cells: Sequence[Cell], jobs: list[tuple[int, int]], workers: int, finish: Finish) -> None:
+    worker = Worker()
+    with single_thread():
+        try:
+            for index, seed in jobs:
+                finish(index, worker.run(cells[index], seed))
+        finally:
+            worker.close()
+
+
+_worker: Worker | None = None  # one per spawned process
+
+
+def _start_worker() -> None:
+    """In each spawned process: leave interrupts to the parent, end with it, use one thread."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _run_job(cell: Cell, seed: int) -> EpisodeResult:
+    global _worker
+    if _worker is None:
+        _worker = Worker()
+    return _worker.run(cell, seed)
+
+
+def _run_in_processes(cells: Sequence[Cell], jobs: list[tuple[int, int]], workers: int, finish: Finish) -> None:
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # software rendering: processes, not threads
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    try:
+        pending: dict[Future[EpisodeResult], int] = {
+            pool.submit(_run_job, cells[index], seed): index for index, seed in jobs
+        }
+        while pending:
+            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                finish(pending.pop(future), future.result())
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process died (out of memory?); finished episodes are kept, the same command resumes them"
+        ) from error
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
+    pool.shutdown()

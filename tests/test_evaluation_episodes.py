@@ -1,0 +1,212 @@
+"""The strict runner, its reasons, its storage: on a point world."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+import evaluation_fake as fake  # noqa: E402
+
+from armworld.evaluation.cells import Cell, env_id_of, open_env, run_cells, run_episodes  # noqa: E402
+from armworld.evaluation.episodes import EpisodeResult, reason_counts, run_episode  # noqa: E402
+from armworld.evaluation.files import plain, read_json, write_json  # noqa: E402
+
+
+@pytest.fixture
+def env():
+    env = open_env(fake.ID, {})
+    yield env
+    env.close()
+
+
+class Scripted:
+    """Plays a function of (step, observation, target)."""
+
+    def __init__(self, act) -> None:
+        self._act, self.step = act, 0
+
+    def reset(self, goal) -> None:
+        self.target = goal.observations[-1]["state"]
+
+    def act(self, observation):
+        action = self._act(self.step, observation, self.target)
+        self.step += 1
+        return action
+
+
+def to_goal(observation, target, fraction=1.0):
+    return np.append(fraction * (target - observation["state"])[:3], np.zeros(4))
+
+
+def test_success_needs_the_end_and_the_dwell(env) -> None:
+    result = run_episode(env, Scripted(lambda i, o, t: to_goal(o, t)), 3)
+    assert result.success and result.reason == "success" and result.steps == 8
+    assert len(result.distances_m) == 9 and result.final_distance_m == result.distances_m[-1] < 1e-6
+    assert result.solved_steps == tuple(range(1, 9))
+    assert result.seconds_per_action >= 0 and result.draws["target"]
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (lambda i, o, t: np.zeros(7), "missed"),
+        (lambda i, o, t: to_goal(o, t) if i == 6 else np.zeros(7), "timed_out"),  # solved, not held
+        (lambda i, o, t: to_goal(o, t, 1 / 16), "timed_out"),  # still closing in
+        (lambda i, o, t: to_goal(o, t) if i < 7 else np.full(7, 0.3), "drifted"),
+    ],
+)
+def test_reasons(env, act, reason: str) -> None:
+    result = run_episode(env, Scripted(act), 3)
+    assert not result.success and result.reason == reason
+
+
+def test_the_task_may_name_the_failure(env) -> None:
+    class Told(gymnasium.Wrapper):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            return observation, reward, terminated, truncated, {**info, "failure": "dropped"}
+
+    result = run_episode(Told(env), Scripted(lambda i, o, t: np.zeros(7)), 3)
+    assert result.reason == "dropped"
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (lambda i, o, t: np.zeros(6), "float64 [6]"),
+        (lambda i, o, t: np.zeros(7, int), "int64 [7]"),
+        (lambda i, o, t: np.full(7, np.nan), "non-finite"),
+        (lambda i, o, t: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_a_failing_agent_fails_its_episode_only(env, act, told: str) -> None:
+    result = run_episode(env, Scripted(lambda i, o, t: act(i, o, t) if i == 2 else to_goal(o, t)), 3)
+    assert not result.success and result.steps == 2
+    assert result.reason.startswith("planning_failed: ") and told in result.reason
+    assert result.final_distance_m == pytest.approx(0, abs=1e-6)
+
+
+def test_a_failing_environment_is_told_apart(env) -> None:
+    class Ends(gymnasium.Wrapper):
+        def step(self, action):
+            observation, reward, _, _, info = self.env.step(action)
+            return observation, reward, True, False, {**info, "success": True}
+
+    class Raises(gymnasium.Wrapper):
+        def reset(self, **keywords):
+            raise RuntimeError("no free place for the cup")
+
+    ended = run_episode(Ends(env), Scripted(lambda i, o, t: np.zeros(7)), 3)
+    assert not ended.success and ended.reason == "environment_failed: terminated by itself at step 1"
+    broken = run_episode(Raises(env), Scripted(lambda i, o, t: np.zeros(7)), 3)
+    assert "no free place" in broken.reason and broken.final_distance_m is None and broken.steps == 0
+
+
+def test_records_survive_json(env, tmp_path: Path) -> None:
+    result = run_episode(env, fake.Walk(1), 4)
+    write_json(tmp_path / "r.json", result.to_json())
+    assert EpisodeResult.from_json(read_json(tmp_path / "r.json")) == result
+    with pytest.raises(ValueError, match="not an episode"):
+        EpisodeResult.from_json({"seed": 1})
+    (tmp_path / "r.json").write_text("{")
+    with pytest.raises(ValueError, match=r"r\.json is not valid JSON"):
+        read_json(tmp_path / "r.json")
+    assert plain({"a": np.float32("nan"), "b": (np.int64(2), Path("x"))}) == {"a": None, "b": [2, "x"]}
+    assert reason_counts([result, replace(result, reason="planning_failed: x")])["planning_failed"] == 1
+
+
+def cell(out: Path, agent: str = "walk", **kwargs) -> Cell:
+    return Cell(fake.ID, {"max_steps": 8, **kwargs}, agent, out)
+
+
+def outcome(result: EpisodeResult) -> EpisodeResult:
+    return replace(result, seconds_per_action=0.0, cpu_seconds_per_action=0.0)
+
+
+def test_resume_runs_only_what_is_missing(tmp_path: Path) -> None:
+    whole = run_episodes(cell(tmp_path / "a"), range(10, 16))
+    first = run_episodes(cell(tmp_path / "b"), range(10, 13))
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "b" / "episodes").iterdir()}
+    seen = []
+    both = run_episodes(cell(tmp_path / "b"), range(10, 16), progress=lambda c, r: seen.append(r.seed))
+    assert both[:3] == first and sorted(seen) == list(range(10, 16))
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert [outcome(r) for r in both] == [outcome(r) for r in whole]
+
+
+def test_an_interrupt_keeps_what_was_done(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_episodes(cell(tmp_path, "interrupt"), range(10, 16))
+    assert sorted(path.name for path in (tmp_path / "episodes").iterdir()) == ["10.json", "11.json"]
+
+
+def test_a_folder_of_another_question_is_refused(tmp_path: Path) -> None:
+    run_episodes(cell(tmp_path), [1])
+    with pytest.raises(ValueError, match=r"holds episodes of another run.*max_steps"):
+        run_episodes(cell(tmp_path, max_steps=9), [1])
+    with pytest.raises(ValueError, match="valid: cup, box"):
+        run_episodes(cell(tmp_path / "new", object="cupp"), [1])
+    run_episodes(cell(tmp_path / "new", object="cup"), [1])  # the misspelt question left no claim behind
+
+
+def test_bad_requests(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers"):
+        run_episodes(cell(tmp_path), [1], workers=0)
+    with pytest.raises(ValueError, match="differ"):
+        run_episodes(cell(tmp_path), [1, 1])
+    with pytest.raises(ValueError, match=r"unknown task 'reech'; valid: reach, grasp"):
+        env_id_of("reech")
+    with pytest.raises(ValueError, match="no environment"):
+        open_env("evaluation_fake:Nothing-v0", {})
+    with pytest.raises(ValueError, match="unknown agent 'walkk'"):
+        run_episodes(cell(tmp_path, "walkk"), [1])
+
+
+def test_processes_give_the_same_episodes_and_pass_errors_on(tmp_path: Path) -> None:
+    alone = run_cells([cell(tmp_path / "1"), cell(tmp_path / "2", "broken")], [5, 6, 7])
+    spread = run_cells([cell(tmp_path / "3"), cell(tmp_path / "4", "broken")], [5, 6, 7], workers=2)
+    assert [[outcome(r) for r in run] for run in spread] == [[outcome(r) for r in run] for run in alone]
+    assert all(r.reason == "planning_failed: RuntimeError: no plan has a finite energy" for r in spread[1])
+    with pytest.raises(ValueError, match="valid: cup, box"):
+        run_episodes(cell(tmp_path / "5", object="pan"), [1, 2], workers=2)
+
+
+SLOW = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import evaluation_fake as fake
+from pathlib import Path
+from armworld.evaluation.cells import Cell, run_episodes
+if __name__ == "__main__":
+    run_episodes(Cell(fake.ID, {"max_steps": 8}, "walk_slowly", Path(sys.argv[2])), range(40), 2)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_resume_after_a_kill(tmp_path: Path, how: signal.Signals) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SLOW)
+    run = subprocess.Popen([sys.executable, str(script), str(TESTS), str(tmp_path / "out")], stderr=subprocess.PIPE)
+    episodes = tmp_path / "out" / "episodes"
+    deadline = time.monotonic() + 60
+    while len(list(episodes.glob("*.json"))) < 3 and time.monotonic() < deadline:
+        assert run.poll() is None, run.stderr and run.stderr.read().decode()
+        time.sleep(0.02)
+    run.send_signal(how)
+    run.communicate(timeout=30)
+    done = len(list(episodes.glob("*.json")))
+    assert 3 <= done < 40
+    for path in episodes.glob("*.json"):
+        EpisodeResult.from_json(json.loads(path.read_text()))
+    finished = run_episodes(cell(tmp_path / "out", "walk_slowly"), range(40))
+    again = run_episodes(cell(tmp_path / "again", "walk_slowly"), range(40))
+    assert [outcome(r) for r in finished] == [outcome(r) for r in again]
