@@ -44,7 +44,7 @@ class ArmKinematics:
         return twist
 
     def solve(
-        self, position: np.ndarray, rotation: np.ndarray, start: np.ndarray, iterations: int = 30
+        self, position: np.ndarray, rotation: np.ndarray, start: np.ndarray, iterations: int = 10
     ) -> tuple[np.ndarray, float]:
         """Joint angles [7] (rad, within limits) that bring the flange to a pose, and the remaining error.
 
