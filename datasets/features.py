@@ -1,0 +1,109 @@
+"""The frozen-feature cache: an encoder runs once over a dataset, training reads float16 features.
+
+The cache is keyed by a hash of the encoder's weights and by the transform (image size, normalisation), so that
+features of another encoder are never taken for this one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from armworld.datasets.droid import find_episodes
+from armworld.datasets.store import SHARD_FRAMES, Encode, Store, build_store
+
+
+def encoder_hash(module: nn.Module) -> str:
+    """Sixteen hex digits over names, shapes, types and values of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def build_feature_cache(
+    dataset_dir: Path | Sequence[Path],
+    encode_fn: Encode,
+    key: Mapping[str, Any],
+    out: Path,
+    batch: int = 64,
+    workers: int = 2,
+    camera: str = "left",
+    shard_frames: int = SHARD_FRAMES,
+    progress: str | None = "cache features",
+) -> FeatureCache:
+    """Encode every frame of the dataset folders, resumably, and open the cache.
+
+    Args:
+        dataset_dir: One dataset folder or several.
+        encode_fn: uint8 [B, H, W, 3] -> features [B, N, D].
+        key: Must hold what the features depend on: `encoder` (see `encoder_hash`), image size, normalisation.
+        out, batch, workers, camera, shard_frames, progress: As in `store.build_store`.
+
+    Raises:
+        ValueError: Another key is cached in `out`, or features do not fit float16.
+        EpisodeError: A damaged episode, by its path.
+    """
+    roots = [Path(dataset_dir)] if isinstance(dataset_dir, str | Path) else [Path(root) for root in dataset_dir]
+    folders = [folder for root in roots for folder in find_episodes(root)]
+    build_store(folders, encode_fn, key, out, camera, batch, workers, "float16", shard_frames, progress)
+    return FeatureCache(out)
+
+
+class FeatureCache(Store):
+    """A store whose values are features float16 [N, D]."""
+
+    def clips(self, episodes: np.ndarray | None = None, step_seconds: float | None = None) -> FeatureClips:
+        """Clips of some episodes (all by default) at `step_seconds` per step (the data's own by default)."""
+        return FeatureClips(self, episodes, step_seconds)
+
+
+class FeatureClips:
+    """Draws clips of cached features with a generator; every process that draws alike gets the same clips."""
+
+    def __init__(self, cache: FeatureCache, episodes: np.ndarray | None, step_seconds: float | None) -> None:
+        self.cache, self.episodes = cache, episodes
+        self.stride = stride_for(cache.step_seconds, step_seconds or cache.step_seconds)
+        self._starts: dict[int, np.ndarray] = {}
+
+    def starts(self, frames: int) -> np.ndarray:
+        """First rows of all clips of `frames` steps.
+
+        Raises:
+            ValueError: No episode is long enough.
+        """
+        if frames not in self._starts:
+            self._starts[frames] = self.cache.starts(frames, self.stride, self.episodes)
+            if not len(self._starts[frames]):
+                raise ValueError(f"no episode of {self.cache.folder} holds {frames} frames {self.stride} rows apart")
+        return self._starts[frames]
+
+    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> tuple[Tensor, Tensor]:
+        """Features float16 [B, T, N, D] and states float32 [B, T, 7] of clips drawn uniformly, with replacement."""
+        starts = generator.choice(self.starts(frames), batch)
+        windows = self.cache.windows(starts, frames, self.stride)
+        return torch.from_numpy(windows.items), torch.from_numpy(windows.states)
+
+
+def stride_for(row_seconds: float, step_seconds: float, tolerance: float = 0.1) -> int:
+    """Rows per step, so that one step is `step_seconds` to within `tolerance` (relative).
+
+    Raises:
+        ValueError: The rows are too coarse for such a step; the message lists steps that work.
+    """
+    stride = max(1, round(step_seconds / row_seconds))
+    if abs(stride * row_seconds - step_seconds) > tolerance * step_seconds:
+        possible = ", ".join(f"{k * row_seconds:.3g}" for k in range(1, 5))
+        raise ValueError(
+            f"step_seconds {step_seconds:g} does not fit data recorded every {row_seconds:.3g} s; "
+            f"possible: {possible}, ..."
+        )
+    return stride
