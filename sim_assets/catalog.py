@@ -17,13 +17,14 @@ import mujoco
 import numpy as np
 
 from armworld.sim_assets.labs import LABS, lab_spec
-from armworld.sim_assets.objects import OBJECTS, object_spec
+from armworld.sim_assets.objects import GRASP_HEIGHT, OBJECTS, object_spec
 from armworld.sim_assets.physics import TIMESTEP, apply_options
 from armworld.types import check_name
 
 __all__ = [
     "ARM_JOINTS",
     "DRIVER_JOINT",
+    "GRASP_HEIGHT",
     "HOME_QPOS",
     "LABS",
     "OBJECTS",
@@ -44,13 +45,16 @@ ARM_JOINTS = tuple(f"joint{i}" for i in range(1, 8))
 """Names of the arm's joints and, the same, of its position actuators."""
 
 HOME_QPOS = np.array([0.0, -np.pi / 5, 0.0, -4 * np.pi / 5, 0.0, 3 * np.pi / 5, 0.0])
-"""Arm joints (rad) at reset: DROID's; flange at (0.36, 0, 0.49) m, gripper straight down."""
+"""Arm joints (rad) at reset: DROID's. Flange at (0.360, 0, 0.490) m, straight down: Euler angles (pi, 0, 0).
+
+The 2F-85 then opens along the base's y axis; the Franka Hand, mounted 45 degrees askew, along a diagonal
+(turn joint7 by pi/4 to square it)."""
 
 DRIVER_JOINT = {"robotiq_2f85": "right_driver_joint", "franka_hand": "right_finger_joint"}
 """The joint whose position tells how far the gripper is closed."""
 
-DRIVER_RANGE = {"robotiq_2f85": (0.0, 0.8), "franka_hand": (0.04, 0.0)}
-"""Driver joint position when open and when closed on nothing (rad; m for the Franka Hand)."""
+DRIVER_RANGE = {"robotiq_2f85": (0.0026, 0.7972), "franka_hand": (0.04, 0.0)}
+"""Driver joint position at rest when commanded open, and closed on nothing (rad, measured; m for the Franka Hand)."""
 
 
 def closedness(driver_position: float, gripper: str = "robotiq_2f85") -> float:
