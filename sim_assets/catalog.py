@@ -53,8 +53,9 @@ The 2F-85 then opens along the base's y axis; the Franka Hand, mounted 45 degree
 DRIVER_JOINT = {"robotiq_2f85": "right_driver_joint", "franka_hand": "right_finger_joint"}
 """The joint whose position tells how far the gripper is closed."""
 
-DRIVER_RANGE = {"robotiq_2f85": (0.0026, 0.7972), "franka_hand": (0.04, 0.0)}
-"""Driver joint position at rest when commanded open, and closed on nothing (rad, measured; m for the Franka Hand)."""
+DRIVER_RANGE = {"robotiq_2f85": (0.0026, 0.7972), "franka_hand": (0.0, 0.04)}
+"""Driver joint position at rest when commanded open, and closed on nothing (rad, measured; m for the Franka Hand).
+Zero is open for both, so a fresh or reset simulation starts with an open gripper."""
 
 
 def closedness(driver_position: float, gripper: str = "robotiq_2f85") -> float:

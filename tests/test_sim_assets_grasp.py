@@ -33,7 +33,7 @@ class Script:
         scratch.qpos[self.arm] = self.data.ctrl[:7]
         jacobian = np.zeros((6, self.model.nv))
         dofs = [self.model.joint(joint).dofadr[0] for joint in ARM_JOINTS]
-        turn, spin = np.empty(4), np.empty(3)
+        turn, spin, error = np.empty(4), np.empty(3), np.full(6, np.inf)
         for _ in range(100):
             mujoco.mj_kinematics(self.model, scratch)
             mujoco.mj_comPos(self.model, scratch)

@@ -41,8 +41,6 @@ def at_home(gripper: str, spec: mujoco.MjSpec | None = None) -> tuple[mujoco.MjM
     for joint, angle in zip(ARM_JOINTS, HOME_QPOS, strict=True):
         data.joint(joint).qpos[0] = angle
         data.actuator(joint).ctrl[0] = angle
-    if gripper == "franka_hand":
-        data.joint("left_finger_joint").qpos[0] = data.joint("right_finger_joint").qpos[0] = 0.04
     mujoco.mj_forward(model, data)
     return model, data
 
@@ -150,7 +148,7 @@ def test_2f85_stroke_and_four_bar():
 
 def test_closedness_clips_and_rejects_unknown_grippers():
     assert catalog.closedness(-0.1) == 0.0 and catalog.closedness(0.9) == 1.0
-    assert catalog.closedness(0.04, "franka_hand") == 0.0 and catalog.closedness(0.02, "franka_hand") == 0.5
+    assert catalog.closedness(0.04, "franka_hand") == 1.0 and catalog.closedness(0.02, "franka_hand") == 0.5
     with pytest.raises(ValueError, match="valid"):
         catalog.closedness(0.0, "hand")
 
