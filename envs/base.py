@@ -125,7 +125,7 @@ class ArmEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Observation, dict]:
         """Start an episode; the same seed gives the same episode on every copy. `info["goal"]` holds the goal."""
         super().reset(seed=seed)
-        for _ in range(REDRAWS):
+        for redraws in range(REDRAWS):
             self.simulator.reset()
             draws = self.randomizer.draw(self.np_random)
             try:
@@ -133,10 +133,10 @@ class ArmEnv(gymnasium.Env):
             except NoRoom:
                 continue
             if not self.task.solved(self.simulator):
+                self._draws = {**draws, **placed, "redraws": redraws}
                 break
         else:
             raise RuntimeError(f"no feasible start in {REDRAWS} draws of {self.task.name} with {self.task.object}")
-        self._draws = {**draws, **placed}
         self._steps = self._held = 0
         return self.observe(), {**self._info(), "goal": self._goal}
 

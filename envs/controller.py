@@ -24,7 +24,7 @@ ACTION_BOUND = np.array([0.075] * 3 + [0.2] * 3 + [1.0])  # m, rad, closedness; 
 POSE_SLIP = (0.01, 0.10)  # m, rad: a commanded pose further than this from the measured one is given up
 GRIPPER_SQUEEZE = 0.25  # closedness that a command may run ahead of the fingers; 0.06 already gives full force
 DOWN_EULER = np.array([np.pi, 0.0, 0.0])  # tool straight down, fingers opening along the base frame's y
-TIP_LENGTH = {"robotiq_2f85": 0.1603, "franka_hand": 0.1034}  # m from the flange to the fingers' lowest point
+TIP_LENGTH = {"robotiq_2f85": 0.1734, "franka_hand": 0.1119}  # m from the flange to the closed fingers' end
 
 
 @dataclass(frozen=True)

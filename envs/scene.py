@@ -30,8 +30,9 @@ def build_model(config: SceneConfig) -> mujoco.MjModel:
     """Compile the scene. Raises ValueError for an unknown robot, lab or object."""
     spec = catalog.lab_spec(config.lab)
     spec.attach(catalog.robot_spec(config.robot), prefix="", frame=spec.worldbody.add_frame())
-    for name in config.objects:
-        spec.attach(catalog.object_spec(name), prefix="", frame=spec.worldbody.add_frame())
+    for index, name in enumerate(config.objects):
+        away = spec.worldbody.add_frame(pos=[0.0, 2.0 + index, 0.0])  # out of the arm's reach until it is placed
+        spec.attach(catalog.object_spec(name), prefix="", frame=away)
     add_cameras(spec)
     catalog.apply_options(spec)
     return spec.compile()

@@ -80,12 +80,14 @@ def grasp_yaw(sim: Simulator, name: str) -> float:
     low, high = sim.object_extent(name)
     width = high - low
     yaw = matrix_to_euler(sim.object_pose(name)[1])[2]
-    choices = []
+    headings = []  # of the fingers, across the object
     if width[1] <= GRIP_WIDTH:
-        choices += [yaw, yaw + np.pi, yaw - np.pi]
+        headings.append(yaw + np.pi / 2)
     if width[0] <= GRIP_WIDTH and abs(low[0] + high[0]) < 0.005:
-        choices += [yaw + np.pi / 2, yaw - np.pi / 2]
-    return float(min(choices or [0.0], key=abs))
+        headings.append(yaw)
+    mounted = sim.finger_heading - sim.state[5]
+    turns = [(heading - mounted + np.pi / 2) % np.pi - np.pi / 2 for heading in headings]
+    return float(min(turns or [0.0], key=abs))
 
 
 def grasp_height(sim: Simulator, name: str) -> float:

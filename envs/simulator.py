@@ -16,9 +16,11 @@ from armworld.envs.controller import Command, Controller, Workspace
 from armworld.envs.rendering import Renderer
 from armworld.envs.scene import SceneConfig, build_model, object_extent, subtree_geoms
 from armworld.pose import euler_to_matrix
+from armworld.sim_assets.catalog import HOME_QPOS
 from armworld.types import check_name
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+OPENING_SECONDS = 1.0
 FINGERS = ("left", "right")
 
 
@@ -63,6 +65,7 @@ class Simulator:
         self._object_geoms = {name: subtree_geoms(self.model, name) for name in config.objects}
         self._extents = {name: object_extent(self.model, name) for name in config.objects}
         self._robot_geoms = subtree_geoms(self.model, "link0")
+        self._initial_qpos = self._open_qpos()
 
     def _geoms_named(self, prefix: str) -> np.ndarray:
         names = [self.model.geom(i).name for i in range(self.model.ngeom)]
@@ -71,9 +74,23 @@ class Simulator:
     # Configuration -----------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Everything to the compiled scene's initial state, the arm at home; model arrays stay as they are."""
+        """The arm at home with the gripper open, objects out of reach; the model's arrays stay as they are."""
         mujoco.mj_resetData(self.model, self.data)
-        mujoco.mj_fwdPosition(self.model, self.data)
+        self.data.qpos[:] = self._initial_qpos
+        self.set_arm(HOME_QPOS)
+
+    def _open_qpos(self) -> np.ndarray:
+        """Initial qpos with the gripper's linkage settled open, which not every robot's reference posture is."""
+        data = mujoco.MjData(self.model)
+        data.qpos[self.kinematics.qpos_index] = data.ctrl[: len(HOME_QPOS)] = HOME_QPOS
+        mujoco.mj_step(self.model, data, nstep=round(OPENING_SECONDS / self.model.opt.timestep))
+        qpos = self.model.qpos0.copy()
+        bodies = set(self.model.geom_bodyid[self._robot_geoms])
+        for joint in range(self.model.njnt):
+            if self.model.jnt_bodyid[joint] in bodies:
+                address = self.model.jnt_qposadr[joint]
+                qpos[address] = data.qpos[address]
+        return qpos
 
     def set_arm(self, q: np.ndarray) -> None:
         """Put the arm, at rest, at joint angles [7] (rad), with the gripper as it is; the command follows it."""
@@ -84,15 +101,8 @@ class Simulator:
 
     def solve_pose(self, state: np.ndarray, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
         """Joint angles [7] for a flange pose [6 or 7] and the remaining error; from home unless `start` is given."""
-        start = self.home if start is None else start
+        start = HOME_QPOS if start is None else start
         return self.kinematics.solve(state[:3], euler_to_matrix(np.asarray(state[3:6])), start, iterations=100)
-
-    @property
-    def home(self) -> np.ndarray:
-        """Arm joint angles [7] (rad) of the resting posture."""
-        from armworld.sim_assets.catalog import HOME_QPOS
-
-        return HOME_QPOS.copy()
 
     @property
     def arm_qpos(self) -> np.ndarray:
@@ -121,6 +131,12 @@ class Simulator:
     def tip(self) -> np.ndarray:
         """Point [3] (m) between the fingertip pads, base frame."""
         return self.data.site_xpos[self._tip].copy()
+
+    @property
+    def finger_heading(self) -> float:
+        """Direction (rad, about the base frame's z) from the left finger to the right one."""
+        left, right = (self.data.geom_xpos[self._pads[side]].mean(0) for side in FINGERS)
+        return float(np.arctan2(*(right - left)[1::-1]))
 
     @property
     def tip_velocity(self) -> np.ndarray:
