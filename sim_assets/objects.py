@@ -42,7 +42,7 @@ class Shape:
 CUP_RADIUS, CUP_HEIGHT, CUP_WALL, CUP_FLOOR = 0.035, 0.090, 0.004, 0.006
 BOTTLE_RADIUS, BOTTLE_BODY, BOTTLE_NECK, BOTTLE_HEIGHT = 0.031, 0.115, 0.013, 0.185
 BOX_SIDE = 0.05
-COLOURS = {"cup": (0.86, 0.22, 0.16, 1), "box": (0.80, 0.58, 0.34, 1), "bottle": (0.15, 0.55, 0.30, 1)}
+COLOURS = {"cup": (0.86, 0.22, 0.16, 1), "box": (0.16, 0.36, 0.80, 1), "bottle": (0.15, 0.55, 0.30, 1)}
 OBJECTS = tuple(COLOURS)
 GRASP_HEIGHT = {"cup": 0.060, "box": 0.030, "bottle": 0.168}
 """Height (m, at size 1) of the "tip" site above the object's origin for a grasp from above. The bottle goes by its
