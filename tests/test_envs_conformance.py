@@ -7,6 +7,7 @@ from gymnasium.utils.env_checker import check_env
 
 import armworld.envs
 from armworld.envs.agents import HoldAgent, RandomAgent
+from armworld.envs.base import ArmEnv
 from armworld.envs.controller import ACTION_BOUND
 from armworld.envs.experts import make_expert
 from armworld.types import Goal
@@ -16,6 +17,13 @@ IDS = sorted(armworld.envs.IDS)
 
 def make(env_id: str = "armworld/Reach-v0", **options) -> gymnasium.Env:
     return gymnasium.make(env_id, **{"image_size": 32, **options})
+
+
+def bare(**options) -> ArmEnv:
+    """The environment without Gymnasium's wrappers."""
+    env = make(**options).unwrapped
+    assert isinstance(env, ArmEnv)
+    return env
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -71,6 +79,7 @@ def test_goal_and_info() -> None:
     env = make("armworld/PickPlace-v0", cameras=("left", "wrist"))
     _, info = env.reset(seed=1)
     goal = info["goal"]
+    assert isinstance(env.unwrapped, ArmEnv)
     assert isinstance(goal, Goal) and goal is env.unwrapped.goal
     assert goal.budgets == (4, 10, 4)
     assert all(set(view) == {"state", "left", "wrist"} for view in goal.observations)
@@ -122,17 +131,11 @@ def test_episode_ends_by_truncation_only() -> None:
 )  # fmt: skip
 def test_bad_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        armworld_env(**options)
-
-
-def armworld_env(**options):
-    from armworld.envs.base import ArmEnv
-
-    return ArmEnv(**options)
+        ArmEnv(**options)
 
 
 def test_bad_actions_are_refused_and_nothing_moves() -> None:
-    env = make(cameras=(), disable_env_checker=True).unwrapped
+    env = bare(cameras=())
     env.reset(seed=0)
     before = env.simulator.data.qpos.copy()
     with pytest.raises(ValueError, match=r"shape \(7,\).*got shape \(6,\)"):
@@ -146,7 +149,7 @@ def test_bad_actions_are_refused_and_nothing_moves() -> None:
 
 
 def test_step_and_goal_need_a_reset() -> None:
-    env = make(cameras=(), disable_env_checker=True).unwrapped
+    env = bare(cameras=())
     with pytest.raises(RuntimeError, match="reset"):
         env.step(np.zeros(7))
     with pytest.raises(RuntimeError, match="reset"):
@@ -164,7 +167,7 @@ def test_random_agent_stays_in_bounds_and_repeats() -> None:
 
 def test_vector_environment_equals_single_ones() -> None:
     vector = gymnasium.make_vec("armworld/Reach-v0", num_envs=2, vectorization_mode="sync", image_size=32)
-    observations, _ = vector.reset(seed=[4, 5])
+    observations, _ = vector.reset(seed=4)  # the copies get 4 and 5
     for index, seed in enumerate((4, 5)):
         env = make()
         single, _ = env.reset(seed=seed)

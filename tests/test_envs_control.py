@@ -103,7 +103,7 @@ def test_inverse_kinematics_agrees_with_mink(sim: Simulator) -> None:
 def test_gripper_keeps_squeezing_while_holding_still(ready: Simulator) -> None:
     spot = np.array([0.5, 0.0, 0.0])
     ready.place_object("box", spot)
-    height = np.linalg.norm(ready.tip - ready.state[:3])
+    height = float(np.linalg.norm(ready.tip - ready.state[:3]))
     ready.set_arm(ready.solve_pose(flange_state(spot + up(height + 0.02)))[0])
     for _ in range(3):
         ready.step(np.array([0, 0, 0, 0, 0, 0, 0.6]))
