@@ -128,7 +128,8 @@ class ACPredictor(nn.Module):
 
     def embed_patches(self, z_BTND: Tensor, grid: tuple[int, int]) -> Tensor:
         """Patch tokens [B, T, N / merge^2, P] before the first block."""
-        return self.predictor_embed(merge_patches(z_BTND, grid, self.config.merge))
+        weight = self.predictor_embed.weight
+        return self.predictor_embed(merge_patches(z_BTND.to(weight.dtype), grid, self.config.merge))
 
     def embed_conditioning(self, actions_BTA: Tensor, states_BTA: Tensor, extrinsics_BTE: Tensor | None) -> Tensor:
         """Conditioning tokens [B, T, C, P] before the first block."""

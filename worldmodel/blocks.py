@@ -75,6 +75,9 @@ def grid_rotary(
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Turn [B, M, N, K] by its tokens' positions."""
+    if x.shape[-1] % 2:  # the last channel belongs to no pair
+        cos, sin = (table[..., :-1] for table in rotary)
+        return torch.cat([rotate(x[..., :-1], Rotary(cos, sin)), x[..., -1:]], -1)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(x * rotary.cos, swapped, rotary.sin)
 
@@ -92,7 +95,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
-    return logits.softmax(-1) @ v
+    # The float32 kernel is the faster one for short rows; with gradients, keeping its output would cost memory.
+    precise = None if logits.requires_grad else torch.float32
+    return logits.softmax(-1, dtype=precise).to(v.dtype) @ v
 
 
 class Attention(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -131,12 +132,22 @@ def _save(
 
 
 def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
-    """Read a checkpoint folder, by path or by the name of shipped weights.
+    """Read weights by path, by the name of shipped ones, or from the Hugging Face hub ("owner/name").
+
+    A path is a checkpoint folder, a published .pt file (`published.py`) or a transformers folder (`huggingface.py`).
 
     Raises:
         ValueError: Unknown name, no checkpoint, another program's or version's, truncated, or missing or extra keys.
     """
-    folder = resolve(name_or_path)
+    from armworld.worldmodel import huggingface, published  # imported here: they build on this module
+
+    path = resolve(name_or_path)
+    if path.is_file():
+        return published.load_published(path)
+    return huggingface.load_huggingface(path) if huggingface.is_huggingface(path) else _load_own(path)
+
+
+def _load_own(folder: Path) -> Checkpoint:
     document, weights = _read(folder)
     parts: dict[str, Any] = {}
     for name, (config_type, module_type) in _PARTS.items():
@@ -200,15 +211,22 @@ def shipped_names() -> list[str]:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The folder of shipped weights `name`, or the folder at a path."""
+    """The folder of shipped weights `name`, an existing folder or file, or the local copy of a hub repository."""
     text = str(name_or_path)
     if text in shipped_names():
         return WEIGHTS_FOLDER / text
     path = Path(text).expanduser()
-    if path.is_dir():
+    if path.exists():
         return path
+    if re.fullmatch(r"[\w-]+/vjepa2[\w.-]*", text):
+        from armworld.worldmodel.huggingface import download
+
+        return download(text)
     names = ", ".join(shipped_names()) or "(none)"
-    raise ValueError(f"no checkpoint {text!r}: neither a folder nor shipped weights; shipped: {names}")
+    raise ValueError(
+        f"no checkpoint {text!r}: not an existing path, not a hub name (owner/vjepa2-...), and not shipped; "
+        f"shipped: {names}"
+    )
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
