@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import gymnasium
@@ -60,6 +60,12 @@ class AgentSettings:
         space = {name: value for name, value in space.items() if value is not None}
         return settings | ({"space": space} if space else {})
 
+    def for_task(self, task: str) -> AgentSettings:
+        """The settings with what a task leaves open filled in: reaching does not plan the gripper."""
+        if task == "reach" and self.max_gripper is None:
+            return replace(self, max_gripper=0.0)
+        return self
+
 
 Builder = Callable[[gymnasium.Env, Any, int, AgentSettings], Agent]
 
@@ -102,16 +108,16 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
         from armworld.planners.registry import make_planner
 
         if oracle:
-            from armworld.evaluation.oracle import OracleModel
+            from armworld.envs.oracle import OracleDynamics
 
-            model = OracleModel(env, model)
+            model = OracleDynamics(env, model)
         choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": settings.schedule}
         choices["seconds_per_action"] = settings.seconds_per_action
         return PlanningAgent(
             model,
             make_planner(planner or settings.oracle_planner, **settings.planner_settings()),
             make_objective(settings.objective),
-            camera=model.camera,
+            camera=camera_of(env, model),
             generator=torch.Generator().manual_seed(agent_seed(seed)),
             config=AgentConfig(**{name: value for name, value in choices.items() if value is not None}),
         )
@@ -132,6 +138,12 @@ AGENTS: dict[str, Entry] = {
     "random_shooting": Entry(_planning("random"), True, "best of many uniform plans"),
     "oracle": Entry(_planning(None, oracle=True), True, "the simulator as the model, the same encoder and energy"),
 }
+
+
+def camera_of(env: gymnasium.Env, model: Any) -> str:
+    """The camera that a planning agent looks through: the environment's first."""
+    cameras = getattr(env.unwrapped, "cameras", None)
+    return cameras[0] if cameras else model.camera
 
 
 def needs_model(name: str) -> bool:
@@ -161,7 +173,7 @@ def make_agent(name: str, env: gymnasium.Env, model: Any, seed: int, settings: A
     if entry.model:
         if model is None:
             raise ValueError(f"agent {name!r} plans on a world model; none was given")
-        step = getattr(env.unwrapped, "step_seconds", model.step_seconds)
+        step = getattr(getattr(env.unwrapped, "simulator", env.unwrapped), "step_seconds", model.step_seconds)
         if abs(step - model.step_seconds) > 1e-6:
             raise ValueError(f"the model's step is {model.step_seconds} s, the environment's {step} s")
     return entry.build(env, model, seed, settings or AgentSettings())

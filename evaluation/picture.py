@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.statistics import wilson_interval
 
 INK, MUTED, GRID, GOOD = "#1b1f24", "#6b7280", "#e5e7eb", "#15803d"
 FLOORS = {"hold": "#9ca3af", "random": "#6b7280", "expert": "#15803d"}
+PAPER_LINE: dict[str, Any] = {"color": "#b91c1c", "lw": 1.6, "ls": (0, (2, 1.2))}
 METHODS = ("#0b62a8", "#d97706", "#7c3aed", "#0d9488", "#be185d", "#4d7c0f", "#1e40af", "#92400e")
 Results = Mapping[str, Sequence[EpisodeResult]]
 
@@ -135,3 +139,44 @@ def _threshold(axes: Axes, threshold_m: float | None, vertical: bool) -> None:
         return
     line: Any = axes.axvline if vertical else axes.axhline
     line(100 * threshold_m, color=GOOD, lw=1.2, ls=(0, (5, 3)))
+
+
+def suite_figure(places: Mapping[str, Results], paper: Mapping[str, float | None]) -> Figure:
+    """Success per place and method as grouped bars with Wilson whiskers.
+
+    Args:
+        places: Place -> method -> its episodes.
+        paper: Place -> success (%) that the paper reports on real arms, drawn as a dotted line; None for no mark.
+    """
+    names = list(dict.fromkeys(name for results in places.values() for name in results))
+    colours, width = method_colours(names), 0.8 / max(len(names), 1)
+    figure = Figure(figsize=(max(7.0, 1.6 + len(places) * (0.5 + 0.24 * len(names))), 4.6), layout="constrained")
+    axes = figure.subplots()
+    tidy(axes, "Success at the end, % (whiskers: 95 % Wilson)")
+    for column, (place, results) in enumerate(places.items()):
+        for index, name in enumerate(names):
+            if name in results:
+                _bar(axes, column - 0.4 + (index + 0.5) * width, width, results[name], colours[name])
+        mark = paper.get(place)
+        if mark is not None:
+            axes.plot([column - 0.44, column + 0.44], [mark, mark], **PAPER_LINE)
+    handles: list[Artist] = [Patch(color=colours[name], label=name) for name in names]
+    if any(value is not None for value in paper.values()):
+        handles.append(Line2D([], [], label="paper, real arm", **PAPER_LINE))
+    axes.legend(handles=handles, fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.set_xticks(range(len(places)), [_wrapped(place) for place in places], fontsize=9)
+    axes.set_ylim(0, 103)
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def _wrapped(place: str) -> str:
+    return place.replace("reach_with_object", "reach with\nobject").replace("_", " ").replace(" · ", "\n")
+
+
+def _bar(axes: Axes, x: float, width: float, episodes: Sequence[EpisodeResult], colour: str) -> None:
+    wins, n = sum(e.success for e in episodes), len(episodes)
+    low, high = (100 * end for end in wilson_interval(wins, n))
+    axes.bar(x, max(100 * wins / max(n, 1), 0.8), width=0.9 * width, color=colour, alpha=0.9)
+    axes.plot([x, x], [low, high], color=INK, lw=1.2, solid_capstyle="butt")

@@ -3,49 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from armworld.evaluation.agents import AGENTS, AgentSettings, needs_model
-from armworld.evaluation.cells import Cell, env_id_of, run_cells
+from armworld.evaluation.cells import Cell
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
 from armworld.evaluation.picture import figure_png, summary_figure
-from armworld.evaluation.records import TABLE_HEAD, names_of, parse_seeds, score, summary, table_row
+from armworld.evaluation.records import TABLE_HEAD, add_films, names_of, parse_seeds, score, summary, table_row
 from armworld.evaluation.report import Page, provenance
+from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
 from armworld.types import check_name
 
 FIRST_REPORTED_SEED = 2_000_000  # training data: below 1,000,000; choosing: below 1,001,000
-FILMS_ON_PAGE = 24
-THRESHOLDS = {"reach": 0.04}  # m; the other tasks are judged by where the object is
 
 
 @dataclass(frozen=True)
-class PlanConfig(AgentSettings):
-    """Run planning episodes in simulation; success is judged at the end of each, and must hold.
+class Episodes:
+    """Which episodes, and who drives.
 
     Attributes:
         task: reach, grasp, reach_with_object, pick_place, or a Gymnasium id (module:Name-v0).
         object: cup, box or bottle.
         lab: lab1 or lab2.
-        agent: Who drives the arm (`armworld.evaluation.agents.AGENTS`).
-        model: Name of a shipped world model, or a checkpoint folder.
+        agent: Who drives the arm: hold, random, expert, cem, cem_published, cem_adam, icem, mppi, gradient,
+            random_shooting, oracle.
         episodes: How many; their seeds are seed, seed + 1, ...
         seed: First episode's seed.
         seeds: Seeds as A-B, A,B,C or a file with one per line, in place of `episodes` and `seed`.
-        out: Folder for results.json, index.html, summary.png and the videos. Finished episodes in it are kept.
-        workers: Processes, one thread each.
-        level: Randomisation of the scene: none, ... (see the environments).
-        camera: Camera that the agent sees; by default the model's.
-        image_size: Height and width of the images (pixels); by default the model's, or 128.
-        step_seconds: Length of a step (s); by default the model's, or 0.25.
-        max_steps: Steps per episode; by default the task's.
         baselines: Methods run beside it on the same seeds, separated by commas; none for none.
         videos: Episodes of the agent to film; all by default.
     """
@@ -54,27 +44,24 @@ class PlanConfig(AgentSettings):
     object: str = "cup"
     lab: str = "lab1"
     agent: str = "cem"
-    model: str = "default"
     episodes: int = 10
     seed: int = FIRST_REPORTED_SEED
     seeds: str | None = None
-    out: Path = Path("runs/plan")
-    workers: int = 1
-    level: str = "none"
-    camera: str | None = None
-    image_size: int | None = None
-    step_seconds: float | None = None
-    max_steps: int | None = None
     baselines: str = "hold,random,expert"
     videos: int | None = None
 
+
+@dataclass(frozen=True)
+class PlanConfig(AgentSettings, Setup, Episodes):
+    """Run planning episodes in simulation; success is judged at the end of each, and must hold."""
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.methods:
             check_name("agent", name, AGENTS)
-        if self.episodes < 1 or self.workers < 1 or self.seed < 0:
+        if self.episodes < 1 or self.seed < 0 or (self.videos is not None and self.videos < 0):
             raise ValueError(
-                "episodes and workers must be at least 1 and the seed not negative, got "
-                f"episodes {self.episodes}, workers {self.workers}, seed {self.seed}"
+                f"expected episodes >= 1, seed >= 0 and videos >= 0, got {self.episodes}, {self.seed}, {self.videos}"
             )
 
     @property
@@ -89,11 +76,6 @@ class PlanConfig(AgentSettings):
             return parse_seeds(self.seeds)
         return list(range(self.seed, self.seed + self.episodes))
 
-    @property
-    def settings(self) -> AgentSettings:
-        """The planner's part."""
-        return AgentSettings(**{name: getattr(self, name) for name in AgentSettings.__dataclass_fields__})
-
 
 def plan(config: PlanConfig, console: Console | None = None) -> dict[str, Any]:
     """Run the episodes, print the table, write the files; see `PlanConfig`.
@@ -106,7 +88,7 @@ def plan(config: PlanConfig, console: Console | None = None) -> dict[str, Any]:
         KeyboardInterrupt: Finished episodes are kept in `out`; the same command goes on from there.
     """
     console = console or Console()
-    config = resolve_model(config)
+    config = resolve(config, config.methods)
     seeds = config.episode_seeds
     cells = plan_cells(config, seeds)
     runs = run_with_progress(cells, seeds, config.workers)
@@ -118,76 +100,32 @@ def plan(config: PlanConfig, console: Console | None = None) -> dict[str, Any]:
     return record
 
 
-def resolve_model(config: PlanConfig) -> PlanConfig:
-    """Fill camera, image size and step length from the model where they were left open; refuse what contradicts it."""
-    if any(needs_model(name) for name in config.methods):
-        from armworld.worldmodel.checkpoint import load_world_model
-
-        model = load_world_model(config.model)
-        height, width = model.image_size
-        if height != width:
-            raise ValueError(f"model {config.model!r} sees {height}×{width} images; the environments render squares")
-        told = {"image_size": height, "step_seconds": model.step_seconds}
-        for name, value in told.items():
-            if getattr(config, name) not in (None, value):
-                raise ValueError(f"model {config.model!r} was made for {name} {value}, got {getattr(config, name)}")
-        return replace(config, camera=config.camera or model.camera, **told)
-    return replace(
-        config,
-        camera=config.camera or "left",
-        image_size=config.image_size or 128,
-        step_seconds=config.step_seconds or 0.25,
-    )
-
-
-def plan_cells(config: PlanConfig, seeds: Sequence[int], out: Path | None = None) -> list[Cell]:
+def plan_cells(config: PlanConfig, seeds: Sequence[int]) -> list[Cell]:
     """One cell per method, the agent's first; only the agent is filmed."""
-    kwargs: dict[str, Any] = {
-        "object": config.object,
-        "lab": config.lab,
-        "level": config.level,
-        "cameras": (config.camera,),
-        "image_size": config.image_size,
-        "step_seconds": config.step_seconds,
-    }
-    if config.max_steps is not None:
-        kwargs["max_steps"] = config.max_steps
     filmed = frozenset(seeds[: config.videos])
     return [
-        Cell(
-            env_id=env_id_of(config.task),
-            env_kwargs=kwargs,
-            agent=name,
-            out=(out or config.out) / "cells" / name,
-            model=config.model if needs_model(name) else None,
-            settings=config.settings,
-            film=filmed if name == config.agent else frozenset(),
-            threshold_m=THRESHOLDS.get(config.task),
+        make_cell(
+            config,
+            config,
+            (config.task, config.object, config.lab),
+            name,
+            config.out / "cells" / name,
+            filmed if name == config.agent else frozenset(),
         )
         for name in config.methods
     ]
 
 
-def run_with_progress(cells: Sequence[Cell], seeds: Sequence[int], workers: int) -> list[list[EpisodeResult]]:
-    """`run_cells` with a progress bar on standard error."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("episodes", total=len(cells) * len(seeds))
-
-        def told(cell: Cell, result: EpisodeResult) -> None:
-            progress.update(bar, advance=1, description=f"{cell.agent} {result.seed}: {result.reason.split(':')[0]}")
-
-        return run_cells(cells, seeds, workers, told)
-
-
 def results_table(results: Mapping[str, Sequence[EpisodeResult]], title: str) -> Table:
-    """The table of the terminal, one row per method."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
-    for index, head in enumerate(TABLE_HEAD):
+    """The table of the terminal, one row per method; the page has the CPU time as well."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    shown = [index for index, head in enumerate(TABLE_HEAD) if head != "CPU s"]
+    for index in shown:
         text = index in (0, len(TABLE_HEAD) - 1)
-        table.add_column(head, justify="left" if text else "right", no_wrap=not text)
+        table.add_column(TABLE_HEAD[index], justify="left" if text else "right", no_wrap=index < len(TABLE_HEAD) - 1)
     for name, episodes in results.items():
-        table.add_row(*table_row(name, episodes))
+        row = table_row(name, episodes)
+        table.add_row(*(row[index] for index in shown))
     return table
 
 
@@ -238,19 +176,3 @@ def _lead(config: PlanConfig, record: Mapping[str, Any]) -> str:
         f"{len(record['episodes'])} seeds, judged at the end of each episode; {model}camera {config.camera}, "
         f"{config.step_seconds:g} s per step."
     )
-
-
-def add_films(page: Page, cell: Cell, results: Sequence[EpisodeResult], base: Path) -> None:
-    """The filmed episodes, failures first, at most `FILMS_ON_PAGE`."""
-    films = [(cell.video_file(r.seed), r) for r in results if cell.video_file(r.seed).exists()]
-    films.sort(key=lambda film: film[1].success)
-    if films:
-        shown = films[:FILMS_ON_PAGE]
-        rest = f" (failures first; {len(films) - len(shown)} more in the folder)" if len(films) > len(shown) else ""
-        page.heading(f"Episodes{rest}")
-        page.videos([(path, _caption(result), result.success) for path, result in shown], base)
-
-
-def _caption(result: EpisodeResult) -> str:
-    distance = "" if result.final_distance_m is None else f", {100 * result.final_distance_m:.1f} cm at the end"
-    return f"seed {result.seed}: {result.reason}{distance}"

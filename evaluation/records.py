@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from armworld.evaluation.cells import Cell
 from armworld.evaluation.episodes import EpisodeResult, reason_counts
+from armworld.evaluation.report import Page
 from armworld.evaluation.statistics import wilson_interval
 
+FILMS_ON_PAGE = 24
 TABLE_HEAD = ("method", "success", "Wilson 95 %", "cm: mean", "median", "s/action", "CPU s", "failures")
 
 
@@ -71,6 +74,22 @@ def table_row(name: str, results: Sequence[EpisodeResult]) -> list[str]:
 
 def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
     return "–" if value is None else f"{scale * value:.{digits}f}"
+
+
+def add_films(page: Page, cell: Cell, results: Sequence[EpisodeResult], base: Path) -> None:
+    """The filmed episodes, failures first, at most `FILMS_ON_PAGE`."""
+    films = [(cell.video_file(r.seed), r) for r in results if cell.video_file(r.seed).exists()]
+    films.sort(key=lambda film: film[1].success)
+    if films:
+        shown = films[:FILMS_ON_PAGE]
+        rest = f" (failures first; {len(films) - len(shown)} more in the folder)" if len(films) > len(shown) else ""
+        page.heading(f"Episodes of {cell.agent}{rest}")
+        page.videos([(path, _caption(result), result.success) for path, result in shown], base)
+
+
+def _caption(result: EpisodeResult) -> str:
+    distance = "" if result.final_distance_m is None else f", {100 * result.final_distance_m:.1f} cm at the end"
+    return f"seed {result.seed}: {result.reason}{distance}"
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -51,6 +51,11 @@ class Page:
         self._parts.append(f"<p>{html.escape(text)}</p>")
         return self
 
+    def raw(self, markup: str) -> Page:
+        """Markup of the caller's own; its texts must be escaped already."""
+        self._parts.append(markup)
+        return self
+
     def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]], first: bool = False) -> Page:
         """A table; columns of numbers (or numbers with units) are set right. `first` marks the first row."""
         texts = [[str(cell) for cell in row] for row in rows]
@@ -80,7 +85,7 @@ class Page:
                 self._embedded += size
                 source = f"data:video/mp4;base64,{_b64(path.read_bytes())}"
             else:
-                source = html.escape(os.path.relpath(path, base).replace(os.sep, "/"), quote=True)
+                source = html.escape(relative_link(path, base), quote=True)
             tone = "good" if good else "bad"
             cells.append(
                 f'<figure><video controls muted loop playsinline preload="metadata" src="{source}"></video>'
@@ -114,6 +119,11 @@ def provenance(page: Page, record: Mapping[str, Any]) -> None:
     page.heading("How it was made")
     page.table(["what", "value"], [["commit", record["commit"]], *record["versions"].items()])
     page.details("Configuration", record["config"])
+
+
+def relative_link(path: Path, base: Path) -> str:
+    """A link from a page in the folder `base` to a file."""
+    return Path(os.path.relpath(path, base)).as_posix()
 
 
 def _b64(content: bytes) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,14 @@ KEYS = {"task", "object", "lab", "agent", "model", "step_seconds", "episodes", "
 
 
 def run(out: Path, **changes):
-    values = {"task": fake.ID, "agent": "walk", "baselines": "broken", "episodes": 3, "max_steps": 8, "videos": 1}
+    values: dict[str, Any] = {
+        "task": fake.ID,
+        "agent": "walk",
+        "baselines": "broken",
+        "episodes": 3,
+        "max_steps": 8,
+        "videos": 1,
+    }
     printed = io.StringIO()
     record = plan(PlanConfig(out=out, **(values | changes)), Console(file=printed, width=200))
     return record, printed.getvalue()
@@ -67,7 +75,7 @@ def test_a_rerun_reuses_and_extends(tmp_path: Path) -> None:
         ({"agent": "walkk"}, "unknown agent 'walkk'; valid: hold, random, expert"),
         ({"baselines": "hold,holt"}, "unknown agent 'holt'"),
         ({"task": "reech"}, "unknown task 'reech'; valid: reach"),
-        ({"episodes": 0}, "episodes 0"),
+        ({"episodes": 0}, "episodes >= 1"),
         ({"seeds": "9-3"}, "first is larger"),
         ({"seeds": "nowhere.txt"}, "no seed"),
         ({"agent": "cem", "model": "nonesuch"}, "no checkpoint 'nonesuch'"),

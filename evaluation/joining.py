@@ -1,0 +1,137 @@
+"""`armworld report DIR…`: several runs on one page, compared where they share task and seeds."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from armworld.evaluation.files import read_json, write_json
+from armworld.evaluation.report import Page, relative_link
+from armworld.evaluation.statistics import mcnemar_exact
+
+RECORDS = {
+    "results.json": "plan or evaluate",
+    "doctor.json": "doctor",
+    "landscape.json": "landscape",
+    "sweep.json": "sweep",
+}
+PICTURES = ("summary.png", "suite.png", "doctor.png", "landscape.png", "sweep.png")
+HEAD = ("run", "task", "object", "lab", "method", "model", "success", "Wilson 95 %", "cm: mean", "median", "s/action")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Join the results of runs into one page.
+
+    Attributes:
+        dirs: Folders written by plan, evaluate, doctor, landscape or sweep.
+        out: Folder for index.html and report.json.
+    """
+
+    dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    out: Path = Path("runs/report")
+
+
+def report(config: ReportConfig, console: Console | None = None) -> dict[str, Any]:
+    """Write one page over all runs; returns what report.json holds.
+
+    Raises:
+        ValueError: No folder given, or one without results.
+    """
+    runs = [(folder, find_record(folder)) for folder in config.dirs]
+    if not runs:
+        raise ValueError("report needs at least one folder of a run")
+    rows = [(str(folder), cell) for folder, record in runs for cell in cells_of(record)]
+    comparisons = list(compare(rows))
+    page = Page("armworld report", f"{len(runs)} runs: {', '.join(str(folder) for folder, _ in runs)}")
+    if rows:
+        page.heading("Success").table(HEAD, [_row(name, cell) for name, cell in rows])
+    if comparisons:
+        page.heading("Pairs on the same seeds (McNemar's exact test)")
+        head = ("task", "first", "second", "seeds", "only first", "only second", "p")
+        page.table(head, [[str(value) for value in pair.values()] for pair in comparisons])
+    for folder, record in runs:
+        _section(page, folder, record, config.out)
+    joined = {"runs": [{"folder": str(folder), **record} for folder, record in runs], "comparisons": comparisons}
+    page.write(config.out / "index.html")
+    write_json(config.out / "report.json", joined)
+    (console or Console()).print(f"Page: {config.out / 'index.html'}", soft_wrap=True)
+    return joined
+
+
+def find_record(folder: Path) -> dict[str, Any]:
+    """The machine-readable record of a run's folder."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the --out folders of finished runs")
+    for name in RECORDS:
+        if (folder / name).is_file():
+            return read_json(folder / name)
+    raise ValueError(f"{folder} holds no finished run: none of {', '.join(RECORDS)} is there")
+
+
+def cells_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The scored methods of a record: the agent and its baselines, or the cells of a suite; none for a doctor's."""
+    if "cells" in record:
+        return [cell for cell in record["cells"] if "episodes" in cell]
+    if "episodes" not in record:
+        return []
+    where = {key: record[key] for key in ("task", "object", "lab", "step_seconds")}
+    beside = [{**where, "agent": name, "model": None, **cell} for name, cell in record.get("baselines", {}).items()]
+    return [record, *beside]
+
+
+def compare(rows: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """McNemar's test of every pair of different runs or methods that share place and seeds, first against second."""
+    for index, (first_run, first) in enumerate(rows):
+        for second_run, second in rows[index + 1 :]:
+            same_place = all(first[key] == second[key] for key in ("task", "object", "lab"))
+            seeds = [episode["seed"] for episode in first["episodes"]]
+            if not same_place or seeds != [episode["seed"] for episode in second["episodes"]]:
+                continue
+            outcomes = ([episode["success"] for episode in cell["episodes"]] for cell in (first, second))
+            test = mcnemar_exact(*outcomes)
+            yield {
+                "task": f"{first['task']} · {first['object']} · {first['lab']}",
+                "first": f"{first['agent']} ({first_run})",
+                "second": f"{second['agent']} ({second_run})",
+                "seeds": len(seeds),
+                "only_first": test.only_first,
+                "only_second": test.only_second,
+                "p_value": round(test.p_value, 4),
+            }
+
+
+def _row(run: str, cell: dict[str, Any]) -> list[str]:
+    means = cell["summary"]
+    wins, n = sum(episode["success"] for episode in cell["episodes"]), len(cell["episodes"])
+    low, high = cell["wilson_95"]
+    finals = [means["final_distance_mean_m"], means["final_distance_median_m"]]
+    seconds = means["seconds_per_action"]
+    return [
+        run,
+        *(str(cell[key]) for key in ("task", "object", "lab", "agent")),
+        cell["model"] or "–",
+        f"{wins}/{n}",
+        f"{100 * low:.0f}–{100 * high:.0f} %",
+        *("–" if value is None else f"{100 * value:.1f}" for value in finals),
+        "–" if seconds is None else f"{seconds:.3f}",
+    ]
+
+
+def _section(page: Page, folder: Path, record: dict[str, Any], out: Path) -> None:
+    page.heading(str(folder))
+    for line in record.get("verdict", []):
+        page.text(line)
+    for name in PICTURES:
+        if (folder / name).is_file():
+            page.picture((folder / name).read_bytes(), f"{name} of {folder}")
+    if (folder / "index.html").is_file():
+        link = html.escape(relative_link(folder / "index.html", out), quote=True)
+        page.raw(f'<p><a href="{link}">The run\'s own page</a></p>')
+    page.details("Configuration", {key: record.get(key) for key in ("config", "commit", "versions")})

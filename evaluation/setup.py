@@ -1,0 +1,122 @@
+"""What every command that runs episodes shares: model, scene options, processes, and cells made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from armworld.evaluation.agents import AgentSettings, needs_model
+from armworld.evaluation.cells import Cell, env_id_of, run_cells
+from armworld.evaluation.episodes import EpisodeResult
+
+THRESHOLDS = {"reach": 0.04}  # m; the other tasks are judged by where the object is
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and how episodes run.
+
+    Attributes:
+        model: Name of a shipped world model, or a checkpoint folder.
+        out: Folder for results and pages. Finished episodes in it are kept and not run again.
+        workers: Processes, one thread each.
+        level: Variation between episodes: none, jitter or full.
+        camera: Camera that the agents see; by default the model's.
+        image_size: Height and width of the images (pixels); by default the model's, or 128.
+        step_seconds: Length of a step (s); by default the model's, or 0.25.
+        max_steps: Steps per episode; by default the task's.
+    """
+
+    model: str = "default"
+    out: Path = Path("runs/plan")
+    workers: int = 1
+    level: str = "none"
+    camera: str | None = None
+    image_size: int | None = None
+    step_seconds: float | None = None
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+
+    def env_kwargs(self, object_name: str, lab: str) -> dict[str, Any]:
+        """Arguments of `gymnasium.make`; the setup must be resolved."""
+        kwargs: dict[str, Any] = {
+            "object": object_name,
+            "lab": lab,
+            "level": self.level,
+            "cameras": (self.camera,),
+            "image_size": self.image_size,
+            "step_seconds": self.step_seconds,
+        }
+        return kwargs if self.max_steps is None else kwargs | {"max_steps": self.max_steps}
+
+
+AnySetup = TypeVar("AnySetup", bound=Setup)
+
+
+def resolve(setup: AnySetup, agents: Iterable[str]) -> AnySetup:
+    """Fill camera, image size and step length from the model where they are left open.
+
+    Raises:
+        ValueError: No such model, or a given value that contradicts it.
+    """
+    if not any(needs_model(name) for name in agents):
+        return replace(
+            setup,
+            camera=setup.camera or "left",
+            image_size=setup.image_size or 128,
+            step_seconds=setup.step_seconds or 0.25,
+        )
+    from armworld.worldmodel.checkpoint import load_world_model
+
+    model = load_world_model(setup.model)
+    height, width = model.image_size
+    if height != width:
+        raise ValueError(f"model {setup.model!r} sees {height}×{width} images; the environments render squares")
+    told = {"image_size": height, "step_seconds": model.step_seconds}
+    for name, value in told.items():
+        if getattr(setup, name) not in (None, value):
+            raise ValueError(f"model {setup.model!r} was made for {name} {value}, got {getattr(setup, name)}")
+    return replace(setup, camera=setup.camera or model.camera, **told)
+
+
+def make_cell(
+    setup: Setup,
+    settings: AgentSettings,
+    where: tuple[str, str, str],
+    agent: str,
+    out: Path,
+    film: frozenset[int] = frozenset(),
+) -> Cell:
+    """The cell of one agent in `where` = (task, object, lab), of a resolved setup."""
+    task, object_name, lab = where
+    own = AgentSettings(**{name: getattr(settings, name) for name in AgentSettings.__dataclass_fields__})
+    return Cell(
+        env_id=env_id_of(task),
+        env_kwargs=setup.env_kwargs(object_name, lab),
+        agent=agent,
+        out=out,
+        model=setup.model if needs_model(agent) else None,
+        settings=own if agent == "cem_published" else own.for_task(task),
+        film=film,
+        threshold_m=THRESHOLDS.get(task),
+    )
+
+
+def run_with_progress(cells: Sequence[Cell], seeds: Sequence[int], workers: int) -> list[list[EpisodeResult]]:
+    """`run_cells` with a progress bar on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("episodes", total=len(cells) * len(seeds))
+
+        def told(cell: Cell, result: EpisodeResult) -> None:
+            progress.update(bar, advance=1, description=f"{cell.agent} {result.seed}: {result.reason.split(':')[0]}")
+
+        return run_cells(cells, seeds, workers, told)

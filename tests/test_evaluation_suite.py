@@ -1,0 +1,112 @@
+"""The table over methods and places, and the page that joins runs: on a point world."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+import evaluation_fake as fake  # noqa: E402
+
+from armworld.evaluation import suite  # noqa: E402
+from armworld.evaluation.joining import ReportConfig, compare, report  # noqa: E402
+from armworld.evaluation.plan import PlanConfig, plan  # noqa: E402
+from armworld.evaluation.suite import EvaluateConfig, evaluate  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(suite.SUITES, "points", {fake.ID: ("cup", "box")})
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=160)
+
+
+def run(out: Path, **changes):
+    values: dict[str, Any] = {
+        "suite": "points",
+        "agents": "walk,broken",
+        "seeds": "5-8",
+        "labs": "lab1",
+        "baseline": "broken",
+    }
+    return evaluate(EvaluateConfig(out=out, **(values | changes)), quiet())
+
+
+def test_evaluate_writes_every_cell(tmp_path: Path) -> None:
+    record = run(tmp_path, videos=1)
+    assert record == json.loads((tmp_path / "results.json").read_text())
+    assert [(c["object"], c["agent"], c["success_rate"]) for c in record["cells"]] == [
+        ("cup", "walk", 1.0), ("cup", "broken", 0.0), ("box", "walk", 1.0), ("box", "broken", 0.0),
+    ]  # fmt: skip
+    assert record["cells"][0]["mcnemar"] == {"only_first": 4, "only_second": 0, "p_value": 0.125}
+    assert record["cells"][1]["mcnemar"] is None
+    cell = json.loads((tmp_path / "cells" / fake.ID / "cup" / "lab1" / "walk" / "results.json").read_text())
+    assert cell == record["cells"][0] and [e["seed"] for e in cell["episodes"]] == [5, 6, 7, 8]
+    text = (tmp_path / "table.md").read_text()
+    assert "| walk | 4/4 |" in text and "4 planning_failed" in text and "p = 0.12" in text
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:video/mp4") == 4 and "planning failed" in page
+
+
+def test_evaluate_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, agents="walk,interrupt", seeds="10-13", baseline=None, videos=0)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("episodes/*.json")}
+    assert len(kept) == 6  # walk 10 to 13, interrupt 10 and 11
+    record = run(tmp_path, agents="walk", seeds="10-13", baseline=None, videos=0)
+    assert len(record["cells"]) == 2 and record["cells"][0]["mcnemar"] is None
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"suite": "table9"}, "unknown suite 'table9'; valid: reach, table2"),
+        ({"agents": "walk,wlk"}, "unknown agent 'wlk'"),
+        ({"agents": "", "baseline": None}, "nothing to evaluate: 0 agents"),
+        ({"objects": "pan"}, "nothing to evaluate"),
+        ({"tasks": "grsp"}, "unknown task of suite points 'grsp'"),
+        ({"baseline": "octo"}, "unknown baseline 'octo'; valid: walk, broken"),
+    ],
+)
+def test_bad_tables_are_refused(tmp_path: Path, changes: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        run(tmp_path, **changes)
+
+
+def test_report_joins_and_compares(tmp_path: Path) -> None:
+    run(tmp_path / "table", videos=0)
+    values: dict[str, Any] = {"task": fake.ID, "baselines": "broken", "seeds": "5-8", "videos": 0}
+    plan(PlanConfig(out=tmp_path / "one", agent="walk", **values), quiet())
+    joined = report(ReportConfig((tmp_path / "table", tmp_path / "one"), tmp_path / "joined"), quiet())
+    assert len(joined["runs"]) == 2
+    pairs = [pair for pair in joined["comparisons"] if pair["only_first"] == 4]
+    assert pairs and all(pair["p_value"] == 0.125 for pair in pairs)
+    page = (tmp_path / "joined" / "index.html").read_text()
+    assert "McNemar" in page and 'href="../one/index.html"' in page and page.count("data:image/png") == 2
+    assert json.loads((tmp_path / "joined" / "report.json").read_text()) == joined
+
+
+def test_report_refuses_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no finished run"):
+        report(ReportConfig((tmp_path,)))
+    with pytest.raises(ValueError, match="is not a folder"):
+        report(ReportConfig((tmp_path / "nowhere",)))
+    with pytest.raises(ValueError, match="at least one"):
+        report(ReportConfig(()))
+
+
+def test_only_equal_seeds_are_compared() -> None:
+    def cell(seeds: list[int], lab: str = "lab1") -> dict:
+        episodes = [{"seed": seed, "success": True} for seed in seeds]
+        return {"task": "t", "object": "o", "lab": lab, "agent": "a", "episodes": episodes}
+
+    assert len(list(compare([("x", cell([1, 2])), ("y", cell([1, 2]))]))) == 1
+    assert not list(compare([("x", cell([1, 2])), ("y", cell([1, 3])), ("z", cell([1, 2], "lab2"))]))
