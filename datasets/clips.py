@@ -16,7 +16,7 @@ import numpy as np
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.features import stride_for
 from armworld.datasets.store import Store, build_store
-from armworld.datasets.trajectory import read_frames, read_trajectory
+from armworld.datasets.trajectory import read_frames, read_trajectories, read_trajectory
 from armworld.pose import action_between
 
 
@@ -84,7 +84,7 @@ class ClipDataset:
         image_size: int | None = None,
     ) -> None:
         self.frames, self.camera, self.image_size = frames, camera, image_size
-        self.trajectories = [read_trajectory(folder) for folder in episode_folders(source)]
+        self.trajectories = read_trajectories(episode_folders(source))
         steps = [t.step_seconds if step_seconds is None else step_seconds for t in self.trajectories]
         self.strides = [stride_for(t.step_seconds, s) for t, s in zip(self.trajectories, steps, strict=True)]
         spans = [(frames - 1) * stride for stride in self.strides]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from armworld.datasets.files import clear_partial, exclusive, replace_file, temporary_name
-from armworld.datasets.trajectory import Trajectory, read_frames, read_trajectory
+from armworld.datasets.trajectory import Trajectory, read_frames, read_trajectories
 from armworld.evaluation.files import plain, read_json, write_json
 
 VERSION = 1
@@ -101,7 +101,7 @@ def build_store(
         ValueError: `out` holds a store of another key, or an encoded value does not fit `dtype`.
         EpisodeError: An episode is damaged; the message names it.
     """
-    trajectories = [read_trajectory(folder) for folder in folders]
+    trajectories = read_trajectories(folders)
     if not trajectories:
         raise ValueError("no episodes to cache")
     steps = {trajectory.step_seconds for trajectory in trajectories}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,14 @@ def read_trajectory(folder: Path) -> Trajectory:
     """Read metadata, states and extrinsics of an episode folder of ours or DROID's.
 
     Raises:
-        EpisodeError: A file or key is missing, or an array has the wrong dtype or shape or holds NaN.
+        EpisodeError: A file or key is missing, an array has the wrong dtype or shape or holds NaN, or the clock
+            does not increase.
     """
     metadata = read_metadata(folder)
     cameras = _cameras(folder, metadata)
     path = folder / "trajectory.h5"
     with _open_h5(path) as file:
+        _check_clock(file, path)
         pose = read_array(file, path, "observation/robot_state/cartesian_position", (6,))
         gripper = read_array(file, path, "observation/robot_state/gripper_position", ())
         extrinsics = {
@@ -71,6 +73,32 @@ def read_trajectory(folder: Path) -> Trajectory:
     states = np.concatenate([pose, gripper[:, None]], 1)
     videos = {name: video for name, (_, video) in cameras.items()}
     return Trajectory(folder, metadata, states, extrinsics, videos, _step_seconds(folder, metadata))
+
+
+def read_trajectories(folders: Iterable[Path]) -> list[Trajectory]:
+    """`read_trajectory` of several folders.
+
+    Raises:
+        EpisodeError: Also where two episodes share a uuid.
+    """
+    trajectories = [read_trajectory(folder) for folder in folders]
+    owners: dict[str, Path] = {}
+    for trajectory in trajectories:
+        uuid = str(trajectory.metadata.get("uuid"))
+        if uuid in owners:
+            raise EpisodeError(f"{trajectory.folder}: uuid {uuid} is also that of {owners[uuid]}")
+        owners[uuid] = trajectory.folder
+    return trajectories
+
+
+def _check_clock(file: h5py.File, path: Path) -> None:
+    """The control clock must increase where there is one (real DROID folders lack it now and then)."""
+    key = "observation/timestamp/control/step_start"
+    times = file.get(key)
+    if isinstance(times, h5py.Dataset) and times.dtype.kind in "iu":
+        steps = np.diff(times[()].astype(np.int64))
+        if (steps <= 0).any():
+            raise EpisodeError(f"{path}: {key} does not increase at row {int(np.argmax(steps <= 0)) + 1}")
 
 
 def _step_seconds(folder: Path, metadata: Mapping[str, Any]) -> float:

@@ -80,7 +80,7 @@ def video_header(path: Path) -> dict[str, float | int | str]:
             "fps": float(stream.average_rate or 0),
             "width": stream.width,
             "height": stream.height,
-            "codec": stream.codec_context.name,
+            "codec": stream.codec_context.codec.canonical_name,
         }
 
 

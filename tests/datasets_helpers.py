@@ -1,0 +1,75 @@
+"""Small synthetic episodes and datasets for the data tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from armworld.datasets.droid import write_episode
+from armworld.datasets.episode import Episode
+from armworld.envs.controller import DOWN_EULER
+from armworld.pose import apply_action
+
+
+def smooth_frames(rows: int, size: int, shift: float = 0.0) -> np.ndarray:
+    """Frames [rows, size, size, 3] of a smooth pattern that drifts; each differs from the others."""
+    y, x = np.mgrid[0:size, 0:size] / size
+    steps = np.arange(rows)[:, None, None] / rows
+    blob = np.exp(-((y - 0.5) ** 2 + (x - 0.2 - 0.6 * steps - shift) ** 2) / 0.03)
+    return (255 * np.stack([0.2 + 0.7 * blob, 0.3 + 0.4 * blob, np.full_like(blob, 0.4)], -1)).astype(np.uint8)
+
+
+def make_episode(
+    seed: int = 0,
+    rows: int = 12,
+    size: int = 32,
+    cameras: tuple[str, ...] = ("left",),
+    step_seconds: float = 0.25,
+    success: bool = False,
+) -> Episode:
+    """An episode whose states follow from its actions exactly."""
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(-0.02, 0.02, (rows, 7)) * [1, 1, 1, 3, 3, 3, 2]
+    actions[-1] = 0
+    states = [np.array([0.45, 0.0, 0.35, *DOWN_EULER, 0.4])]
+    for action in actions[:-1]:
+        states.append(apply_action(states[-1], action))
+    y = {"left": 0.5, "right": -0.5, "wrist": 0.0}
+    return Episode(
+        states=np.stack(states),
+        actions=actions,
+        frames={name: smooth_frames(rows, size, 0.1 * i) for i, name in enumerate(cameras)},
+        extrinsics={name: np.tile([1.0, y[name], 0.6, -2.0, 0.1, 1.2], (rows, 1)) for name in cameras},
+        joint_positions=np.zeros((rows, 7)),
+        joint_velocities=np.zeros((rows, 7)),
+        step_seconds=step_seconds,
+        lab="lab1",
+        seed=seed,
+        success=success,
+        task="reach cup",
+        details={"behaviour": "play", "contact_rows": 2, "draws": {"x": [1.0, 2.0]}},
+        simulation={"physics": rng.normal(size=(rows, 5)), "contact": np.zeros(rows, bool)},
+    )
+
+
+def write_dataset(root: Path, episodes: int = 3, **settings) -> list[Path]:
+    """Write that many episodes; answers their folders."""
+    return [write_episode(root, make_episode(seed, **settings)) for seed in range(episodes)]
+
+
+def edit_array(folder: Path, key: str, change) -> None:
+    """Replace an HDF5 array by `change(array)`; None deletes it."""
+    with h5py.File(folder / "trajectory.h5", "r+") as file:
+        array = file[key][()]
+        del file[key]
+        new = change(array)
+        if new is not None:
+            file[key] = new
+
+
+def tree_bytes(root: Path) -> dict[str, bytes]:
+    """Relative path -> content of every file but locks."""
+    files = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
