@@ -25,6 +25,8 @@ from armworld.real.protocols import Frame
 
 Verdict = Literal["pass", "clip", "hold"]
 SAMPLES = 17
+POSE_SLIP_M, POSE_SLIP_RAD = 0.01, 0.1  # a commanded pose that the arm is farther from is given up
+GRIPPER_SLIP = 0.05  # closedness off the commanded one that is still "arrived"
 ACTION_UNITS = {"translation": "m", "rotation": "rad", "gripper": "closedness"}
 
 
@@ -60,7 +62,7 @@ class Situation:
         state_time_s: When it was measured.
         observed_state: The state [7] in the observation that the agent acted on.
         observed_time_s: The capture time of the oldest part of that observation.
-        gripper_target: The closedness last commanded; None before the first command.
+        commanded: The state [7] last commanded; None before the first command, and after a stop.
         gripper_moved_s: When the gripper was last seen to move, or was commanded.
         object_held: Whether the gripper reports an object between its fingers.
         speed_scale: In (0, 1]; below 1 for the first, slow moves.
@@ -71,7 +73,7 @@ class Situation:
     state_time_s: float
     observed_state: np.ndarray
     observed_time_s: float
-    gripper_target: float | None = None
+    commanded: np.ndarray | None = None
     gripper_moved_s: float = -np.inf
     object_held: bool = False
     speed_scale: float = 1.0
@@ -140,7 +142,7 @@ class SafetyGate:
         if reasons:
             return _hold(reasons, situation.state)
         state = np.asarray(situation.state, float)
-        wanted = apply_action(np.asarray(situation.observed_state, float), np.asarray(action, float))
+        wanted = apply_action(self._reference(situation), np.asarray(action, float))
         target, reasons = self._shorten(state, wanted, situation.speed_scale)
         if target is None:
             return _hold(reasons, state)
@@ -310,7 +312,24 @@ class SafetyGate:
             return ("fingertips", f"a fingertip would leave its box with the flange at {where}")
         return ("keep_out", f"flange or fingertips would enter a keep-out box with the flange at {where}")
 
-    # ------------------------------------------------------------------ gripper
+    # ------------------------------------------------------------------ reference and gripper
+
+    @staticmethod
+    def _reference(situation: Situation) -> np.ndarray:
+        """The state [7] that the action is added to: what was commanded, where the arm got there, else what was seen.
+
+        An arm sags below what was commanded. Adding zero to the measured pose, again and again, would sink.
+        """
+        reference = np.array(situation.observed_state, float)
+        commanded = situation.commanded
+        if commanded is None:
+            return reference
+        off = action_between(reference, np.asarray(commanded, float))
+        if np.linalg.norm(off[:3]) < POSE_SLIP_M and np.linalg.norm(off[3:6]) < POSE_SLIP_RAD:
+            reference[:6] = commanded[:6]
+        if situation.object_held or abs(off[6]) < GRIPPER_SLIP:
+            reference[6] = np.clip(commanded[6], 0, 1)  # fingers on an object keep squeezing it
+        return reference
 
     def _gripper(self, closedness: float, wanted: float, situation: Situation) -> tuple[float, list[tuple[str, str]]]:
         """The closedness to command: rate-limited, in [0, 1], and not pushed further into a stall."""
@@ -320,14 +339,13 @@ class SafetyGate:
         reasons = []
         if abs(target - wanted) > 1e-9:
             reasons.append(("gripper_rate", f"closedness {here:.2f} to {wanted:.2f} is more than a step allows"))
-        last = situation.gripper_target
-        if last is None or situation.object_held or abs(last - here) < 0.05:
+        if situation.commanded is None or situation.object_held:
             return target, reasons
-        if situation.now_s - situation.gripper_moved_s > self.limits.gripper_stall:
-            away = (target - here) * (last - here) <= 0  # backing off is always allowed
-            if not away:
-                text = f"the gripper stands at {here:.2f} instead of {last:.2f} and holds nothing"
-                return here, [*reasons, ("gripper_stall", text)]
+        missing = float(situation.commanded[6]) - here
+        stalled = situation.now_s - situation.gripper_moved_s > self.limits.gripper_stall
+        if stalled and abs(missing) > GRIPPER_SLIP and (target - here) * missing > 0:  # backing off is allowed
+            text = f"the gripper stands at {here:.2f} instead of {here + missing:.2f} and holds nothing"
+            return here, [*reasons, ("gripper_stall", text)]
         return target, reasons
 
 

@@ -1,0 +1,101 @@
+"""Agents for a deployment: the scripted expert that reads the goal's state, and the planners on a world model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from armworld.evaluation.agents import AGENTS, AgentSettings
+from armworld.pose import action_between
+from armworld.types import Agent, Goal, Observation, check_name
+
+ARRIVED_M, ARRIVED_RAD, ARRIVED_CLOSEDNESS = 0.005, 0.03, 0.05
+
+
+class ServoAgent:
+    """Goes straight to the goal's state, in steps: the expert on a real arm, where no simulator can be read.
+
+    Args:
+        max_step_m: Longest translation of an action.
+        max_turn_rad: Largest rotation of an action, per angle.
+    """
+
+    def __init__(self, max_step_m: float = 0.05, max_turn_rad: float = 0.15) -> None:
+        self.max_step_m, self.max_turn_rad = max_step_m, max_turn_rad
+        self._targets: list[np.ndarray] = []
+        self._at = 0
+
+    def reset(self, goal: Goal) -> None:
+        """Begin an episode. Raises ValueError when a sub-goal has no state (a goal from a picture only)."""
+        if any("state" not in observation for observation in goal.observations):
+            raise ValueError("the expert goes to a state; this goal has a picture only. Capture it by driving there")
+        self._targets = [np.asarray(observation["state"], float) for observation in goal.observations]
+        self._at = 0
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """The action [7] towards the present sub-goal; the next one is shown on arrival."""
+        state = np.asarray(observation["state"], float)
+        action = action_between(state, self._targets[self._at])
+        if self._at + 1 < len(self._targets) and _arrived(action):
+            self._at += 1
+            action = action_between(state, self._targets[self._at])
+        length, turn = float(np.linalg.norm(action[:3])), float(np.abs(action[3:6]).max())
+        action[:6] *= min(1.0, self.max_step_m / max(length, 1e-9), self.max_turn_rad / max(turn, 1e-9))
+        return action
+
+
+def _arrived(action: np.ndarray) -> bool:
+    return bool(
+        np.linalg.norm(action[:3]) < ARRIVED_M
+        and np.linalg.norm(action[3:6]) < ARRIVED_RAD
+        and abs(action[6]) < ARRIVED_CLOSEDNESS
+    )
+
+
+class ReplayAgent:
+    """Repeats logged actions [T, 7], whatever it sees."""
+
+    def __init__(self, actions: np.ndarray) -> None:
+        self._actions, self._next = np.asarray(actions, float), 0
+
+    def reset(self, goal: Goal) -> None:
+        """Begin again."""
+        self._next = 0
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """The next logged action; zeros after the last."""
+        action = self._actions[self._next] if self._next < len(self._actions) else np.zeros(7)
+        self._next += 1
+        return action
+
+
+def agent_names() -> tuple[str, ...]:
+    """Agents that need no simulator to read: `expert` here is `ServoAgent`."""
+    return tuple(name for name in AGENTS if name not in ("random", "oracle"))
+
+
+def plans(name: str) -> bool:
+    """Whether the agent plans on a world model."""
+    return AGENTS[check_name("agent", name, agent_names())].model
+
+
+def build_agent(name: str, model: str, seed: int, settings: AgentSettings) -> Agent:
+    """Make an agent inside its process.
+
+    Args:
+        name: One of `agent_names()`.
+        model: World model's name or path, for those that plan.
+        seed: Of the agent's own draws.
+        settings: How planners plan.
+    """
+    check_name("agent", name, agent_names())
+    if name == "expert":
+        return ServoAgent()
+    world: Any = None
+    if plans(name):
+        from armworld.worldmodel.checkpoint import load_world_model
+
+        world = load_world_model(model)
+    environment: Any = None  # none of these reads one
+    return AGENTS[name].build(environment, world, seed, settings)

@@ -1,0 +1,375 @@
+"""`armworld deploy`: one agent, one goal, a real or simulated arm. `armworld goal`: drive there and take the picture.
+
+    armworld deploy --sim --agent expert --episodes 5
+    armworld deploy --host 172.16.0.2 --cameras left=opencv:/dev/video0 --workspace ... --goal goals/cup --agent cem
+    armworld deploy ... --live        # after a typed confirmation
+
+A dry run does everything but send commands. Each run is one folder: journal, frames, outcome, DROID-raw episode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from armworld.evaluation.agents import AgentSettings
+from armworld.evaluation.files import commit, plain, write_json
+from armworld.real.agent_process import AgentLink, AgentProcess, InlineAgent
+from armworld.real.agents import ServoAgent, agent_names, build_agent, plans
+from armworld.real.cameras import Framing
+from armworld.real.cell import Cell, Outcome, SessionConfig, StopRequest
+from armworld.real.gate import SafetyGate
+from armworld.real.goals import load_goal, save_goal
+from armworld.real.journal import Journal, JournalError, finish
+from armworld.real.page import LivePage
+from armworld.real.preflight import Preflight, preflight
+from armworld.real.protocols import Camera
+from armworld.real.session import ENDED_WELL, Session
+from armworld.real.setup import CellConfig, sim_cell
+from armworld.real.simulated import SimulatedConfig, SimulatedRobot
+from armworld.types import Goal, Observation, check_name
+
+# Where the simulated cell draws goals from: flange position (m) and turn about the vertical (rad).
+GOAL_LOW, GOAL_HIGH = np.array([0.40, -0.22, 0.22, -0.3]), np.array([0.60, 0.22, 0.42, 0.3])
+DRIVE_STEPS = 60
+
+
+@dataclass(frozen=True)
+class DeployConfig(AgentSettings, CellConfig):
+    """Run an agent on a Franka arm, or on the simulated robot that speaks its protocol. Dry unless --live.
+
+    Attributes:
+        agent: hold, expert (goes to the goal's state), or a planner: cem, cem_published, cem_adam, icem, mppi,
+            gradient, random_shooting.
+        model: World model for planners: a shipped name or a checkpoint's folder.
+        goal: One path per sub-goal: a picture, or a folder made by `armworld goal`. With --sim, left out, the
+            simulated arm drives to a drawn goal, takes the picture and drives back.
+        budgets: Steps per sub-goal; left out, `steps` for each.
+        steps: At most so many steps.
+        done_m: End when the flange is so near the goal's state, where it has one; 0 runs all steps.
+        episodes: Goals one after another (only with --sim).
+        seed: Of the drawn goals and the agent's draws.
+        object: Object on the simulated table: cup, box, bottle or none.
+        lab: What the simulated cameras show: lab1 or lab2; on hardware, a name for the log.
+        task: What is being done, in words, for the log.
+        live: Send commands. Asks for a typed confirmation.
+        slow_steps: First moves that keep a fifth of the speed limit.
+        agent_threads: Threads of the agent's process.
+        page: Serve the live page.
+        page_host, page_port: Where; port 0 takes a free one.
+        out: Folder for this and other runs.
+    """
+
+    agent: str = "expert"
+    model: str = "default"
+    goal: tuple[Path, ...] = ()
+    budgets: tuple[int, ...] = ()
+    steps: int = 40
+    done_m: float = 0.0
+    episodes: int = 1
+    seed: int = 2_000_000
+    object: str = "cup"
+    lab: str = "lab1"
+    task: str = "reach the goal image"
+    live: bool = False
+    slow_steps: int = 4
+    agent_threads: int = 1
+    page: bool = True
+    page_host: str = "127.0.0.1"
+    page_port: int = 0
+    out: Path = Path("runs/deploy")
+
+    def __post_init__(self) -> None:
+        check_name("agent", self.agent, agent_names())
+        self.check_cell()
+        if not self.sim and not self.goal:
+            raise ValueError("give --goal: a picture, or a folder made by `armworld goal`")
+        if self.episodes != 1 and not (self.sim and not self.goal):
+            raise ValueError("--episodes above 1 is for drawn goals, with --sim")
+        if self.budgets and len(self.budgets) != len(self.goal):
+            raise ValueError(f"give one budget per sub-goal: {len(self.goal)} goals, {len(self.budgets)} budgets")
+        if min(self.steps, self.episodes, self.agent_threads) < 1 or self.slow_steps < 0 or self.done_m < 0:
+            raise ValueError("steps, episodes, agent_threads must be positive, slow_steps and done_m not negative")
+
+    @property
+    def moves(self) -> bool:
+        """Whether commands are sent: with --live, and always to the simulated robot."""
+        return self.live or self.sim
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the deployment must know of the model before the agent's process loads it."""
+
+    step_seconds: float
+    size: tuple[int, int]
+    camera: str
+
+
+def model_facts(config: DeployConfig) -> ModelFacts:
+    """The model's step, picture size and camera, or the settings' where no model is used.
+
+    Raises:
+        ValueError: The settings contradict the model.
+    """
+    size = (config.image_size or 256, config.image_size or 256)
+    facts = ModelFacts(config.step_seconds or 0.25, size, "left")
+    if not plans(config.agent):
+        return facts
+    from armworld.worldmodel.checkpoint import load_world_model
+
+    model: Any = load_world_model(config.model)
+    found = ModelFacts(float(model.step_seconds), (int(model.image_size[0]), int(model.image_size[1])), model.camera)
+    if config.step_seconds and abs(config.step_seconds - found.step_seconds) > 1e-6:
+        raise ValueError(f"the model's step is {found.step_seconds} s, --step-seconds says {config.step_seconds}")
+    if config.image_size and size != found.size:
+        raise ValueError(f"the model sees {found.size[0]} x {found.size[1]}, --image-size says {config.image_size}")
+    return found
+
+
+def deploy(config: DeployConfig, console: Console | None = None, ask: Callable[[str], str] = input) -> int:
+    """Run it. Answers the exit code: 0 ended as meant, 1 ended by a fault, 130 interrupted.
+
+    Args:
+        config: What to do.
+        console: Where to print.
+        ask: Puts a question to the operator (typed confirmation, reconnection, recovery).
+
+    Raises:
+        ValueError: Pre-flight failed, the confirmation was not given, or a setting is wrong.
+        DeviceLost: A device did not connect.
+    """
+    console = console or Console()
+    facts = model_facts(config)
+    stop = StopRequest()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(signals(stop))
+        robot, cell = _open_cell(config, facts, stack)
+        gate = SafetyGate(config.limits(facts.step_seconds), max_identical=None if config.sim else 3)
+        factory = partial(build_agent, config.agent, config.model, config.seed, config)
+        agent = stack.enter_context(AgentProcess(factory, config.agent_threads))
+        run = _Run(config, facts, cell, gate, agent, stop, console, ask)
+        outcomes = [run.episode(number, robot) for number in _episodes(config, stop)]
+    return _summary(config, outcomes, stop, console)
+
+
+def _episodes(config: DeployConfig, stop: StopRequest) -> Iterator[int]:
+    for number in range(config.episodes):
+        if not stop.event.is_set():
+            yield number
+
+
+def _open_cell(
+    config: DeployConfig, facts: ModelFacts, stack: contextlib.ExitStack
+) -> tuple[SimulatedRobot | None, Cell]:
+    robot = None
+    if config.sim:
+        thing = None if config.object == "none" else config.object
+        settings = SimulatedConfig(cameras=(facts.camera,), size=facts.size, object=thing, lab=config.lab)
+        robot = stack.enter_context(SimulatedRobot(settings))
+        cell = sim_cell(robot)
+    else:
+        cell = config.cell(Framing(facts.size, config.crop or None))
+    cell.connect()
+    stack.callback(cell.close)
+    return robot, cell
+
+
+@contextlib.contextmanager
+def signals(stop: StopRequest) -> Iterator[None]:
+    """Ctrl-C once asks the loop to stop and close its log; twice ends it at once (the arm is stopped either way)."""
+
+    def handle(number: int, _: object) -> None:
+        if stop.event.is_set():
+            raise KeyboardInterrupt
+        stop.set("interrupted" if number == signal.SIGINT else "terminated")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Run:
+    """The episodes of one call of `deploy`."""
+
+    def __init__(
+        self,
+        config: DeployConfig,
+        facts: ModelFacts,
+        cell: Cell,
+        gate: SafetyGate,
+        agent: AgentProcess,
+        stop: StopRequest,
+        console: Console,
+        ask: Callable[[str], str],
+    ) -> None:
+        self.config, self.facts, self.cell, self.gate, self.agent = config, facts, cell, gate, agent
+        self.stop, self.console, self.ask = stop, console, ask
+        started = datetime.now(UTC)
+        self.folder = config.out / f"{started:%Y-%m-%d_%Hh%Mm%Ss}"
+        self.rng = np.random.default_rng(config.seed)
+
+    def episode(self, number: int, robot: SimulatedRobot | None) -> Outcome:
+        """Goal, pre-flight, confirmation, loop, log."""
+        checked = self._preflight()
+        goal = self._goal(number)
+        if self.stop.event.is_set():
+            return Outcome(self.stop.reason, 0, {}, None, 0.0)
+        self.agent.reset(goal)
+        if self.config.live and not self.config.sim:
+            self._confirm_live(checked)
+        return self._run(self.folder / f"episode{number:02d}", goal)
+
+    def _preflight(self) -> Preflight:
+        result = preflight(self.cell, self.gate, self.config.out)
+        for line in result.lines():
+            self.console.print(line, highlight=False, soft_wrap=True)
+        if not result.ok:
+            failed = "; ".join(f"{check.name}: {check.text}" for check in result.checks if not check.ok)
+            raise ValueError(f"pre-flight failed: {failed}")
+        return result
+
+    def _confirm_live(self, checked: Preflight) -> None:
+        """The operator types the arm's address. A pre-flight that has aged meanwhile is repeated."""
+        limits = self.gate.limits
+        self.console.print(
+            f"LIVE: {self.config.agent} will move the arm at {self.config.host}, at most {self.config.steps} steps of "
+            f"{limits.step_seconds} s and {1000 * limits.max_speed:.0f} mm/s, flange in {limits.workspace.low} … "
+            f"{limits.workspace.high}. Stand clear, keep the enabling device and the hardware stop in hand.",
+            highlight=False,
+        )
+        typed = self.ask(f"Type {self.config.host} to start, anything else to leave: ").strip()
+        if typed != self.config.host:
+            raise ValueError(f"not confirmed: expected {self.config.host!r}, got {typed!r}; nothing has moved")
+        if not checked.fresh(time.monotonic()):
+            self._preflight()
+
+    def _confirm(self, question: str) -> bool:
+        """Reconnection or recovery: the operator types yes. Nobody answers for the simulated robot."""
+        if self.config.sim:
+            return False
+        return self.ask(f"{question} Type yes: ").strip().lower() == "yes"
+
+    def _goal(self, number: int) -> Goal:
+        if self.config.goal:
+            budgets = self.config.budgets or (self.config.steps,) * len(self.config.goal)
+            framing = Framing(self.facts.size, self.config.crop or None)
+            return load_goal(self.config.goal, budgets, dict.fromkeys(self.cell.cameras, framing))
+        home = self.look()["state"]
+        target = np.array([*self.rng.uniform(GOAL_LOW[:3], GOAL_HIGH[:3]), *home[3:6], 0.0])
+        target[5] += self.rng.uniform(GOAL_LOW[3], GOAL_HIGH[3])
+        there = self.drive(target, f"goal{number:02d}")
+        save_goal(self.folder / f"goal{number:02d}", there)
+        self.drive(np.asarray(home, float), f"home{number:02d}")
+        return Goal((there,), (self.config.steps,))
+
+    def drive(self, state: np.ndarray, name: str) -> Observation:
+        """Servo to a state [7] through the gate and answer what is seen there."""
+        servo = ServoAgent()
+        goal = Goal(({"state": state},), (DRIVE_STEPS,))
+        servo.reset(goal)
+        config = SessionConfig(steps=DRIVE_STEPS, live=True, slow_steps=0, done_m=0.002)
+        self._session(self.folder / "drives" / name, goal, config, InlineAgent(servo)).run()
+        time.sleep(self.gate.limits.max_frame_age)  # the arm comes to rest, and a frame shows it
+        return self.look()
+
+    def look(self) -> Observation:
+        """State and newest frames."""
+        arm = self.cell.arm.read()
+        closedness = self.cell.gripper.read().closedness if self.cell.gripper is not None else 0.0
+        frames = {name: camera.read().image for name, camera in self.cell.cameras.items()}
+        return {"state": np.array([*arm.pose, closedness], np.float32), **frames}
+
+    def _run(self, folder: Path, goal: Goal) -> Outcome:
+        config = SessionConfig(
+            steps=self.config.steps,
+            live=self.config.moves,
+            slow_steps=0 if self.config.sim else self.config.slow_steps,
+            done_m=self.config.done_m or None,
+        )
+        with contextlib.ExitStack() as stack:
+            publish = self._page(goal, stack)
+            outcome = self._session(folder, goal, config, self.agent, publish).run()
+        write_json(folder / "outcome.json", plain(asdict(outcome)))
+        try:
+            reached = outcome.distance_m is not None and outcome.distance_m < 0.05
+            episode = finish(folder, self.config.out / "droid", reached)
+            self.console.print(f"episode {episode}", highlight=False, soft_wrap=True)
+        except JournalError as error:
+            self.console.print(f"no episode: {error}", highlight=False, soft_wrap=True)
+        return outcome
+
+    def _page(
+        self, goal: Goal, stack: contextlib.ExitStack
+    ) -> Callable[[dict[str, Any], Mapping[str, np.ndarray]], None]:
+        if not self.config.page:
+            return lambda row, images: None
+        pictures = {name: image for name, image in goal.observations[-1].items() if name != "state"}
+        page = LivePage(self.stop.set, self.config.moves, pictures, self.config.page_host, self.config.page_port)
+        stack.callback(page.close)
+        self.console.print(f"live page {page.address}", highlight=False)
+        return page.publish
+
+    def _session(
+        self,
+        folder: Path,
+        goal: Goal,
+        config: SessionConfig,
+        agent: AgentLink,
+        publish: Callable[[dict[str, Any], Mapping[str, np.ndarray]], None] = lambda row, images: None,
+    ) -> Session:
+        state = goal.observations[-1].get("state")
+        journal = Journal(folder, self._header(goal, config))
+        return Session(
+            self.cell, self.gate, agent, journal, config, self.stop, self._confirm, publish,
+            None if state is None else np.asarray(state, float),
+        )  # fmt: skip
+
+    def _header(self, goal: Goal, config: SessionConfig) -> dict[str, Any]:
+        """What the log says of the whole episode."""
+        shapes = {name: list(camera.features["image"].shape[:2]) for name, camera in self.cell.cameras.items()}
+        return {
+            "version": 1,
+            "started": datetime.now(UTC).isoformat(),
+            "commit": commit(),
+            "robot": f"simulated FR3 at {self.config.host or 'loopback'}" if self.config.sim else self.config.host,
+            "lab": self.config.lab,
+            "task": self.config.task,
+            "step_seconds": self.gate.limits.step_seconds,
+            "cameras": shapes,
+            "extrinsics": {name: extrinsics_of(camera) for name, camera in self.cell.cameras.items()},
+            "goal_states": [observation.get("state") for observation in goal.observations],
+            "limits": asdict(self.gate.limits),
+            "session": asdict(config),
+            "settings": asdict(self.config),
+        }
+
+
+def extrinsics_of(camera: Camera) -> list[float]:
+    """The camera's pose [6] where the device knows it, zeros otherwise: no calibration is fed to the model."""
+    known = getattr(camera, "extrinsics", None)
+    return [0.0] * 6 if known is None else [float(value) for value in known]
+
+
+def _summary(config: DeployConfig, outcomes: list[Outcome], stop: StopRequest, console: Console) -> int:
+    for number, outcome in enumerate(outcomes):
+        distance = "" if outcome.distance_m is None else f", {1000 * outcome.distance_m:.1f} mm from the goal"
+        holds = ", ".join(f"{code} {count}" for code, count in outcome.holds.items()) or "none"
+        text = f"episode {number}: {outcome.reason} after {outcome.steps} steps{distance}; holds: {holds}"
+        console.print(text, highlight=False, soft_wrap=True)
+    if stop.event.is_set() and stop.reason in ("interrupted", "terminated"):
+        return 130
+    return 0 if all(outcome.reason in ENDED_WELL for outcome in outcomes) else 1

@@ -1,0 +1,78 @@
+"""Goals for a real arm: a picture from a file, or a folder captured by driving the arm there.
+
+A captured goal is a folder with one PNG per camera and `state.json` (state [7]: m, rad, closedness; base frame).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from armworld.evaluation.files import read_json, write_json
+from armworld.real.cameras import Framing, load_image
+from armworld.types import Goal, Observation
+
+STATE_FILE = "state.json"
+
+
+def save_goal(folder: Path, observation: Observation) -> Path:
+    """Write an observation as a goal folder, each file whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in observation.items():
+        if name == "state":
+            continue
+        temporary = folder / f".{name}.part"
+        with temporary.open("wb") as file:
+            Image.fromarray(image).save(file, format="png")
+        os.replace(temporary, folder / f"{name}.png")
+    write_json(folder / STATE_FILE, {"state": np.asarray(observation["state"], float).tolist()})
+    return folder
+
+
+def load_goal(paths: Sequence[Path], budgets: Sequence[int], framings: Mapping[str, Framing]) -> Goal:
+    """Sub-goals in order; each a goal folder, or a picture for the first camera.
+
+    Args:
+        paths: One per sub-goal.
+        budgets: Steps per sub-goal; one per path.
+        framings: Camera name -> how its pictures are brought to the agent's size.
+
+    Raises:
+        ValueError: A path is neither, a picture cannot be read, a camera's picture or a number is missing.
+    """
+    return Goal(tuple(_observation(Path(path), framings) for path in paths), tuple(budgets))
+
+
+def _observation(path: Path, framings: Mapping[str, Framing]) -> Observation:
+    if path.is_file():
+        first = next(iter(framings))
+        return {first: framings[first].apply(load_image(path))}
+    if not path.is_dir():
+        raise ValueError(f"no goal at {path}: expected a picture, or a folder made by `armworld goal`")
+    observation: Observation = {}
+    for name, framing in framings.items():
+        picture = path / f"{name}.png"
+        if not picture.exists():
+            have = ", ".join(sorted(p.stem for p in path.glob("*.png"))) or "none"
+            raise ValueError(f"{path} has no picture of camera {name!r}; it has {have}")
+        observation[name] = framing.apply(load_image(picture))
+    if (path / STATE_FILE).exists():
+        observation["state"] = _state(path / STATE_FILE)
+    return observation
+
+
+def _state(path: Path) -> np.ndarray:
+    content = read_json(path)
+    state = np.asarray(content.get("state") if isinstance(content, dict) else None, dtype=object)
+    try:
+        numbers = state.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} must hold {{'state': [7 numbers]}}, got {json.dumps(content)[:80]}") from error
+    if numbers.shape != (7,) or not np.isfinite(numbers).all():
+        raise ValueError(f"{path} must hold 7 finite numbers, got {json.dumps(content)[:80]}")
+    return numbers
