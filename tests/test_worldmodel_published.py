@@ -1,0 +1,225 @@
+"""Published files and Hugging Face folders: load strictly, export back, agree with transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from armworld.worldmodel.ac_predictor import ACPredictor
+from armworld.worldmodel.checkpoint import load_checkpoint, load_encoder, load_world_model
+from armworld.worldmodel.encoder import Encoder
+from armworld.worldmodel.huggingface import export_huggingface, load_huggingface
+from armworld.worldmodel.mask_predictor import MaskPredictor
+from armworld.worldmodel.model import WorldModelConfig
+from armworld.worldmodel.published import export_published, load_published
+from armworld.worldmodel.sizes import ACPredictorConfig, MaskPredictorConfig, encoder_config
+
+
+def encoder(**changes) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(encoder_config("debug", **changes)).eval()
+
+
+def mask_predictor(**changes) -> MaskPredictor:
+    model = MaskPredictor(MaskPredictorConfig(48, 24, 2, 12, mask_tokens=3, **changes)).eval()
+    with torch.no_grad():
+        for token in model.mask_tokens:
+            token.normal_()
+    return model
+
+
+def ac_predictor(**changes) -> ACPredictor:
+    return ACPredictor(ACPredictorConfig(48, 32, 2, 16, **changes)).eval()
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def as_published(path: Path, prefix: str = "module.backbone.") -> Path:
+    """A file as the public code writes it: prefixed, with unused position tables, optimiser state and numbers."""
+    teacher, student, predictor = encoder(), Encoder(encoder_config("debug")), mask_predictor()
+    content = {
+        "encoder": {prefix + k: v for k, v in student.state_dict().items()}
+        | {prefix + "pos_embed": torch.zeros(1, 4, 48)},
+        "target_encoder": {prefix + k: v for k, v in teacher.state_dict().items()},
+        "predictor": {prefix + k: v for k, v in predictor.state_dict().items()}
+        | {prefix + "predictor_pos_embed": torch.zeros(1, 4, 24)},
+        "opt": {"state": {}},
+        "epoch": 10,
+    }
+    torch.save(content, path)
+    return path
+
+
+def test_a_pretraining_file_loads(tmp_path: Path) -> None:
+    loaded = load_published(as_published(tmp_path / "vitx.pt"))
+    assert same(loaded.encoder, encoder()) and loaded.encoder.config == encoder().config
+    assert loaded.mask_predictor is not None and loaded.mask_predictor.config.mask_tokens == 3
+    student = load_published(tmp_path / "vitx.pt", encoder_key="encoder").encoder
+    assert not same(student, encoder())
+    assert same(load_encoder(tmp_path / "vitx.pt"), encoder())
+
+
+def test_an_action_conditioned_file_loads_as_a_world_model(tmp_path: Path) -> None:
+    predictor = ac_predictor()
+    path = export_published(tmp_path / "ac.pt", encoder(), predictor)
+    keys = torch.load(path, weights_only=True)
+    assert keys.keys() == {"encoder", "predictor"} and "module.action_encoder.weight" in keys["predictor"]
+    model = load_world_model(path)
+    assert same(model.predictor, predictor) and model.step_seconds == 1.0 and model.image_size == (256, 256)
+    pose = WorldModelConfig(extrinsics=(0.0,) * 6)
+    loaded = load_published(path, usage=pose)
+    assert loaded.predictor is not None and loaded.predictor.config.extrinsics
+
+
+def test_export_and_load_are_inverse(tmp_path: Path) -> None:
+    predictor = mask_predictor()
+    loaded = load_published(export_published(tmp_path / "x.pt", encoder(), predictor))
+    assert loaded.mask_predictor is not None
+    assert same(loaded.encoder, encoder()) and same(loaded.mask_predictor, predictor)
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.pt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["target_encoder"].pop("module.backbone.norm.bias"), "missing keys norm.bias"),
+        (lambda c: c["target_encoder"].update({"module.backbone.extra": torch.zeros(1)}), "extra keys extra"),
+        (lambda c: c["predictor"].pop("module.backbone.predictor_embed.weight"), "has no predictor_embed.weight"),
+        (lambda c: c["predictor"].update({"predictor_norm.bias": torch.zeros(24)}), "appears twice"),
+        (lambda c: [c.pop(key) for key in ("encoder", "target_encoder")], "needs a state dict under one of"),
+    ],
+)
+def test_files_that_differ_are_refused(tmp_path: Path, change, message: str) -> None:
+    path = as_published(tmp_path / "vitx.pt")
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        load_published(path)
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = as_published(tmp_path / "vitx.pt")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"vitx\.pt is truncated or not a file of tensors"):
+        load_published(path)
+    path.write_text("hello")
+    with pytest.raises(ValueError, match="truncated or not a file of tensors"):
+        load_checkpoint(path)
+    torch.save({"encoder": encoder()}, path)  # a pickled module: code, not weights
+    with pytest.raises(ValueError, match="truncated or not a file of tensors"):
+        load_published(path)
+    export_published(path, Encoder(encoder_config("debug", depth=3)))
+    with pytest.raises(ValueError, match=r"48 wide and 3 deep; known: debug \(48 x 2\)"):
+        load_published(path)
+    with pytest.raises(ValueError, match="'ema'; valid: encoder, target_encoder"):
+        load_published(path, encoder_key="ema")
+
+
+def test_options_that_published_models_lack_are_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="published models have merge=1; this ACPredictor has 2"):
+        export_published(tmp_path / "x.pt", encoder(), ac_predictor(merge=2))
+    with pytest.raises(ValueError, match="published models have rope=tiled; this Encoder has paired"):
+        export_published(tmp_path / "x.pt", encoder(rope="paired"))
+    with pytest.raises(ValueError, match="square; this encoder was trained at 64 x 32"):
+        export_huggingface(tmp_path, encoder(image_size=(64, 32)), mask_predictor())
+    assert not list(tmp_path.iterdir())
+
+
+# Hugging Face
+
+
+def test_hugging_face_export_and_load_are_inverse(tmp_path: Path) -> None:
+    predictor = mask_predictor()
+    loaded = load_checkpoint(export_huggingface(tmp_path, encoder(), predictor))
+    assert loaded.mask_predictor is not None
+    assert same(loaded.encoder, encoder()) and same(loaded.mask_predictor, predictor)
+    assert loaded.encoder.config == encoder().config and loaded.mask_predictor.config == predictor.config
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("model.safetensors", lambda b: b[:-10], "truncated"),
+        ("config.json", lambda b: b.replace(b'"gelu"', b'"relu"'), "hidden_act is relu; only gelu is supported"),
+        ("config.json", lambda b: b.replace(b'"crop_size"', b'"crop"'), "config.json has no 'crop_size'"),
+        ("config.json", lambda b: b.replace(b'"vjepa2"', b'"vit"'), "not a transformers V-JEPA 2 folder"),
+    ],
+)
+def test_damaged_hugging_face_folders_are_refused(tmp_path: Path, file: str, damage, message: str) -> None:
+    export_huggingface(tmp_path, encoder(), mask_predictor())
+    (tmp_path / file).write_bytes(damage((tmp_path / file).read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        load_huggingface(tmp_path)
+
+
+def test_hugging_face_keys_are_strict(tmp_path: Path) -> None:
+    export_huggingface(tmp_path, encoder(), mask_predictor())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 1}))
+    with pytest.raises(ValueError, match=r"encoder: missing keys none; extra keys encoder\.layer\.1"):
+        load_huggingface(tmp_path)
+
+
+def test_unknown_hub_names_are_refused_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(name: str, **_: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(ValueError, match=r"cannot get 'facebook/vjepa2-nothing' from the Hugging Face hub: no network"):
+        load_encoder("facebook/vjepa2-nothing")
+
+
+@pytest.mark.parametrize("direction", ["theirs to ours", "ours to theirs"])
+def test_agreement_with_transformers(tmp_path: Path, direction: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    if direction == "ours to theirs":
+        export_huggingface(tmp_path, encoder(), mask_predictor(), frames_per_clip=4)
+        theirs, info = transformers.VJEPA2Model.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    else:
+        config = transformers.VJEPA2Config(
+            crop_size=64, frames_per_clip=4, hidden_size=96, num_attention_heads=4, num_hidden_layers=2,
+            mlp_ratio=48 / 11, pred_hidden_size=72, pred_num_attention_heads=3, pred_num_hidden_layers=2,
+            pred_num_mask_tokens=2, pred_zero_init_mask_tokens=False,
+        )  # fmt: skip
+        theirs = transformers.VJEPA2Model(config)
+        with torch.no_grad():
+            for parameter in theirs.parameters():
+                parameter.normal_(std=0.15)
+        theirs.save_pretrained(tmp_path)
+    theirs.eval()
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.mask_predictor is not None
+
+    clip = torch.randn(2, 3, 4, 64, 64)
+    context, target = torch.arange(0, 20).expand(2, -1), torch.arange(20, 32).expand(2, -1)
+    with torch.no_grad():
+        wanted = theirs(pixel_values_videos=clip.transpose(1, 2), context_mask=[context], target_mask=[target])
+        features = loaded.encoder(clip)
+        prediction = loaded.mask_predictor(features[:, :20], context, target, (2, 4, 4), mask_index=1)
+    torch.testing.assert_close(features, wanted.last_hidden_state, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(prediction, wanted.predictor_output.last_hidden_state, atol=1e-4, rtol=1e-4)
+
+
+def test_sharded_folders_load(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    export_huggingface(tmp_path / "whole", encoder(), mask_predictor())
+    model = transformers.VJEPA2Model.from_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert (tmp_path / "shards" / "model.safetensors.index.json").is_file()
+    assert same(load_encoder(tmp_path / "shards"), encoder())
+    shard = next(iter(sorted((tmp_path / "shards").glob("model-*.safetensors"))))
+    shutil.move(shard, tmp_path / "gone")
+    with pytest.raises(ValueError, match="is missing, truncated"):
+        load_encoder(tmp_path / "shards")
