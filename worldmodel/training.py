@@ -167,7 +167,7 @@ def interruption_flag() -> Iterator[threading.Event]:
 
     def handle(number: int, frame: object) -> None:
         flag.set()
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

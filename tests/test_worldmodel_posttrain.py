@@ -1,0 +1,109 @@
+"""Post-training: the losses' mathematics, and a small end-to-end run over recorded episodes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from armworld.datasets.droid import write_episode
+from armworld.datasets.episode import Episode
+from armworld.pose import apply_action
+from armworld.worldmodel.ac_predictor import ACPredictor
+from armworld.worldmodel.blocks import normalize
+from armworld.worldmodel.checkpoint import load_world_model
+from armworld.worldmodel.posttrain import PosttrainConfig, PredictionLoss, posttrain
+from armworld.worldmodel.sizes import ACPredictorConfig
+from armworld.worldmodel.training import read_metrics
+
+
+@pytest.fixture
+def predictor() -> ACPredictor:
+    torch.manual_seed(0)
+    return ACPredictor(ACPredictorConfig(16, width=24, depth=2, heads=2, image_size=(32, 32)))
+
+
+def clip(seed: int = 0, frames: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    z = normalize(torch.randn(3, frames, 4, 16, generator=g))
+    return z, torch.randn(3, frames, 7, generator=g), torch.randn(3, frames - 1, 7, generator=g)
+
+
+def test_losses_are_the_papers(predictor):
+    z, states, actions = clip()
+    parts = PredictionLoss(predictor, rollout=3)(z, states, actions)
+    forced = normalize(predictor(z[:, :3], actions, states[:, :3]).z)
+    assert torch.allclose(parts["teacher_forcing"], (forced - z[:, 1:]).abs().mean(), atol=1e-6)
+    context = z[:, :1]
+    for step in range(1, 4):
+        latest = normalize(predictor(context, actions[:, :step], states[:, :step]).z[:, -1:])
+        context = torch.cat([context, latest], 1)
+    assert torch.allclose(parts["rollout"], F.l1_loss(context[:, -1], z[:, 3]), atol=1e-6)
+    assert torch.allclose(parts["loss"], parts["teacher_forcing"] + parts["rollout"])
+
+
+def test_rollout_reaches_back_through_the_first_prediction(predictor):
+    z, states, actions = clip()
+    actions.requires_grad_()
+    PredictionLoss(predictor, rollout=2)(z, states, actions)["rollout"].backward()
+    assert actions.grad is not None
+    assert actions.grad[:, 0].abs().sum() > 0 and actions.grad[:, 1].abs().sum() > 0
+    assert actions.grad[:, 2].abs().sum() == 0
+
+
+def test_a_rollout_longer_than_the_clip_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="rollout of 3 steps needs frames > 3, got 3"):
+        posttrain(PosttrainConfig(data=(), encoder="random:debug", out=tmp_path, frames=3, rollout=3, steps=1))
+
+
+def record_moving_square(root: Path, seed: int, rows: int = 12, size: int = 64) -> None:
+    """An episode in which a white square shows where the arm is."""
+    rng = np.random.default_rng(seed)
+    states = np.zeros((rows, 7))
+    states[0, :3] = [0.5, 0.0, 0.3]
+    actions = np.zeros((rows, 7))
+    actions[:-1, :2] = rng.uniform(-0.05, 0.05, (rows - 1, 2))
+    for row in range(rows - 1):
+        states[row + 1] = apply_action(states[row], actions[row])
+    frames = np.zeros((rows, size, size, 3), np.uint8)
+    for row, (x, y) in enumerate(states[:, :2]):
+        top, left = int(np.clip((x - 0.2) * 100, 0, size - 8)), int(np.clip((y + 0.3) * 100, 0, size - 8))
+        frames[row, top : top + 8, left : left + 8] = 255
+    joints, views = np.zeros((rows, 7)), {"left": np.tile([1.0, 0.5, 0.6, 0, 0, 0], (rows, 1))}
+    write_episode(
+        root, Episode(states, actions, {"left": frames}, views, joints, joints, 0.25, "lab1", seed, True, "move")
+    )
+
+
+def test_recorded_episodes_become_a_world_model(tmp_path):
+    data = tmp_path / "data"
+    for seed in range(12):
+        record_moving_square(data, seed)
+    config = PosttrainConfig(
+        data=(data,),
+        encoder="random:debug",
+        image_size=64,
+        out=tmp_path / "run",
+        width=48,
+        depth=2,
+        heads=2,
+        batch=8,
+        steps=60,
+        held_out=0.2,
+        validate_every=50,
+        dtype="float32",
+    )
+    model = load_world_model(posttrain(config), step_seconds=0.25)
+    rows = read_metrics(config.out / "metrics.jsonl")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert any("gain" in row for row in rows)
+    z = model.encode(np.zeros((1, 1, 64, 64, 3), np.uint8))
+    rollout = model.rollout(z, torch.zeros(1, 1, 7), torch.zeros(1, 5, 2, 7))
+    assert rollout.z.shape == (1, 5, 2, 16, 48)
+    with pytest.raises(ValueError, match=r"0.25 s; steps of 1.0 s"):
+        load_world_model(config.out / "model", step_seconds=1.0)
+    with pytest.raises(ValueError, match=r"step_seconds 0.1 does not fit data"):
+        posttrain(PosttrainConfig(data=(data,), encoder="random:debug", out=tmp_path / "b", image_size=64,
+                                  width=48, depth=2, heads=2, steps=1, step_seconds=0.1, held_out=0.2))  # fmt: skip
