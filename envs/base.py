@@ -9,26 +9,24 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from armworld.envs.cameras import CAMERAS
+from armworld.envs.cameras import CAMERAS, Placement
 from armworld.envs.controller import ACTION_BOUND
 from armworld.envs.layout import NoRoom
 from armworld.envs.randomization import LEVELS, Randomizer
 from armworld.envs.scene import SceneConfig
 from armworld.envs.simulator import SavedState, Simulator
-from armworld.envs.tasks import TASKS
+from armworld.envs.tasks import DWELL, TASKS
 from armworld.sim_assets import catalog
 from armworld.types import Goal, Observation, check_name
 
-DWELL = 3  # success: the predicate holds now and at the two previous steps
 REDRAWS = 200  # starts that are infeasible or already solved are drawn again, at most this often
 
 
 @dataclass(frozen=True)
 class EnvState:
-    """A moment of an episode, exact: physics, command, look of the scene, targets, goal and counters."""
+    """A moment of an episode, exact: physics, command, targets, goal, draws (the scene's look) and counters."""
 
     simulator: SavedState
-    look: dict[str, np.ndarray]
     targets: dict[str, Any]
     goal: Goal
     draws: dict[str, Any]
@@ -91,11 +89,12 @@ class ArmEnv(gymnasium.Env):
             )
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"unknown render_mode {render_mode!r}; valid: None, 'rgb_array'")
-        bystanders = tuple(name for name in ("cup", "box") if name != object)[:1]
+        others = tuple(name for name in catalog.OBJECTS if name != object)
+        bystanders = others if level == "full" else others[:1]
         config = SceneConfig(robot, lab, (object, *bystanders))
         self.simulator = Simulator(config, step_seconds, None, shadows, (image_size, image_size))
-        self.task = TASKS[task](object, bystanders)
-        self.randomizer = Randomizer(self.simulator, level)
+        self.task = TASKS[task](object)
+        self.randomizer = Randomizer(self.simulator, level, bystanders)
         self.level, self.image_size, self.render_mode = level, image_size, render_mode
         self.max_steps = self.task.max_steps if max_steps is None else max_steps
         self.metadata = {**self.metadata, "render_fps": round(1 / step_seconds)}
@@ -126,19 +125,25 @@ class ArmEnv(gymnasium.Env):
         """Start an episode; the same seed gives the same episode on every copy. `info["goal"]` holds the goal."""
         super().reset(seed=seed)
         for redraws in range(REDRAWS):
+            variation = self.randomizer.draw(self.np_random)
+            self._vary(variation)
             self.simulator.reset()
-            draws = self.randomizer.draw(self.np_random)
             try:
                 self._goal, placed = self.task.begin(self.simulator, self.np_random, self.observe)
             except NoRoom:
                 continue
             if not self.task.solved(self.simulator):
-                self._draws = {**draws, **placed, "redraws": redraws}
+                self._draws = {**placed, "variation": variation, "redraws": redraws}
                 break
         else:
             raise RuntimeError(f"no feasible start in {REDRAWS} draws of {self.task.name} with {self.task.object}")
         self._steps = self._held = 0
         return self.observe(), {**self._info(), "goal": self._goal}
+
+    def _vary(self, variation: dict[str, Any]) -> None:
+        self.randomizer.apply(variation)
+        self.task.bystanders = tuple(name for name in variation["present"] if name != self.task.object)
+        self.task.start_yaw = variation["start_yaw"]
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
         """One control step. ValueError for an action of wrong shape, NaN or infinity; nothing has moved then."""
@@ -162,17 +167,28 @@ class ArmEnv(gymnasium.Env):
     def save_state(self) -> EnvState:
         """This moment of the episode; see `restore_state`."""
         return EnvState(
-            self.simulator.save(), self.randomizer.snapshot(), self.task.snapshot(), self.goal, self._draws,
+            self.simulator.save(), self.task.snapshot(), self.goal, deepcopy(self._draws),
             self._steps, self._held,
         )  # fmt: skip
 
     def restore_state(self, state: EnvState) -> Observation:
         """Return to a moment saved by this environment; repeating the actions repeats qpos and images exactly."""
-        self.randomizer.restore(state.look)
+        if state.draws["variation"] != self._draws.get("variation"):
+            self._vary(state.draws["variation"])
         self.simulator.restore(state.simulator)
         self.task.targets = dict(state.targets)
-        self._goal, self._draws, self._steps, self._held = state.goal, state.draws, state.steps, state.held
+        self._goal, self._draws, self._steps, self._held = state.goal, deepcopy(state.draws), state.steps, state.held
         return self.observe()
+
+    def place_camera(self, name: str, placement: Placement) -> None:
+        """Move an exterior camera, now and at every later reset (variation is drawn around it).
+
+        The present goal's images keep the old view. ValueError for an unknown camera or the wrist's.
+        """
+        self.simulator.place_camera(name, placement)
+        self.randomizer.rigs[name] = placement
+        if self._draws:
+            self._draws["variation"]["cameras"][name] = placement.as_dict()
 
     def extrinsics(self, camera: str) -> np.ndarray:
         """Pose [6] of a camera in the base frame: position (m), Euler angles (rad) of the OpenCV camera frame."""

@@ -10,7 +10,7 @@ Extrinsics float [6] are the camera's pose in the base frame: position (m) and e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import mujoco
 import numpy as np
@@ -44,6 +44,14 @@ class Placement:
                 f"camera placement needs elevation in [-89, 89], distance > 0 and fovy in (0, 180), got {self}"
             )
 
+    def as_dict(self) -> dict:
+        """The fields as plain numbers, ready for JSON; `Placement(**fields)` reads them back."""
+        fields = asdict(self)
+        return {
+            **{k: float(v) for k, v in fields.items() if k != "look_at"},
+            "look_at": [float(v) for v in self.look_at],
+        }
+
     def pose(self) -> tuple[np.ndarray, np.ndarray]:
         """Position [3] (m) and rotation [3, 3] of MuJoCo's camera frame in the base frame."""
         azimuth, elevation = np.deg2rad([self.azimuth, self.elevation])
@@ -53,12 +61,30 @@ class Placement:
         return np.asarray(self.look_at) + self.distance * back, rotation
 
 
-# "left" has the larger base-frame y, as in DROID; it is the rig that the shipped models were trained on.
-RIGS: dict[str, Placement] = {
-    "left": Placement(azimuth=50.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
-    "right": Placement(azimuth=-50.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
+# "left" has the larger base-frame y, as in DROID; lab1's is the rig that the shipped models were trained on.
+RIGS: dict[str, dict[str, Placement]] = {
+    "lab1": {
+        "left": Placement(azimuth=50.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
+        "right": Placement(azimuth=-50.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
+    },
+    "lab2": {
+        "left": Placement(azimuth=46.0, elevation=33.0, distance=1.08, look_at=(0.46, 0.0, 0.19), fovy=42.0),
+        "right": Placement(azimuth=-54.0, elevation=29.0, distance=1.05, look_at=(0.48, 0.0, 0.21), fovy=42.0),
+    },
 }
-CAMERAS = (*RIGS, "wrist")  # the wrist camera belongs to the robot's model
+# Presets around the table, to be placed by name; azimuth every 30 degrees, as camera sweeps ask for.
+PRESETS: dict[str, Placement] = {
+    "front": Placement(azimuth=0.0, elevation=31.0, distance=1.1, look_at=(0.45, 0.0, 0.20), fovy=43.0),
+    "left_30": Placement(azimuth=30.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
+    "left_60": Placement(azimuth=60.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
+    "left_90": Placement(azimuth=90.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
+    "right_30": Placement(azimuth=-30.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
+    "right_60": Placement(azimuth=-60.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
+    "right_90": Placement(azimuth=-90.0, elevation=31.0, distance=1.0, look_at=(0.47, 0.0, 0.20), fovy=43.0),
+    "above": Placement(azimuth=0.0, elevation=85.0, distance=1.3, look_at=(0.47, 0.0, 0.10), fovy=43.0),
+}
+EXTERIOR = ("left", "right")
+CAMERAS = (*EXTERIOR, "wrist")  # the wrist camera belongs to the robot's model
 
 
 def _quat(rotation: np.ndarray) -> np.ndarray:
@@ -67,9 +93,9 @@ def _quat(rotation: np.ndarray) -> np.ndarray:
     return quat
 
 
-def add_cameras(spec: mujoco.MjSpec) -> None:
-    """Add the exterior rigs to a scene; they hang on the world body."""
-    for name, placement in RIGS.items():
+def add_cameras(spec: mujoco.MjSpec, lab: str) -> None:
+    """Add a lab's exterior rigs to a scene; they hang on the world body."""
+    for name, placement in RIGS[lab].items():
         position, rotation = placement.pose()
         spec.worldbody.add_camera(name=name, pos=position, quat=_quat(rotation), fovy=placement.fovy)
 
@@ -80,7 +106,7 @@ def place_camera(model: mujoco.MjModel, name: str, placement: Placement) -> None
     Raises:
         ValueError: The camera is unknown, or rides on the arm.
     """
-    check_name("camera to place", name, RIGS)
+    check_name("camera to place", name, EXTERIOR)
     camera = model.camera(name).id
     position, rotation = placement.pose()
     model.cam_pos[camera] = position

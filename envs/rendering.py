@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import mujoco
@@ -140,11 +141,13 @@ class Renderer:
         mujoco.mjr_readPixels(frame, None, viewport, self._context)
         return np.ascontiguousarray(frame[::-1])  # OpenGL's rows run upwards
 
-    def upload_textures(self) -> None:
-        """Send the model's texture arrays to the GPU again after they were written to."""
+    def upload(self, textures: Iterable[int] = (), meshes: Iterable[int] = ()) -> None:
+        """Send textures and meshes (ids) to the GPU again after the model's arrays were written to."""
         self._gl.make_current()
-        for texture in range(self._model.ntex):
+        for texture in textures:
             mujoco.mjr_uploadTexture(self._model, self._context, texture)
+        for mesh in meshes:
+            mujoco.mjr_uploadMesh(self._model, self._context, mesh)
 
     def close(self) -> None:
         """Free the OpenGL context. Safe to call twice; also done when the object or the process ends."""

@@ -11,8 +11,8 @@ from armworld.envs.controller import ACTION_BOUND
 from armworld.envs.layout import flange_state
 from armworld.envs.simulator import Simulator
 from armworld.pose import action_between, matrix_to_euler
+from armworld.sim_assets.catalog import GRASP_HEIGHT
 
-FINGER_DEPTH = 0.045  # m: how far below an object's top the tip may go before the palm would touch it
 GRIP_WIDTH = 0.08  # m: widest side that fits between the open fingers
 Script = Iterator[tuple[str, np.ndarray]]  # (phase name, action [7]); the caller applies each before the next
 HOVER = 0.05  # m: fingertips above an object's top before they go down
@@ -91,9 +91,8 @@ def grasp_yaw(sim: Simulator, name: str) -> float:
 
 
 def grasp_height(sim: Simulator, name: str) -> float:
-    """Height (m) of the tip above the object's underside at which it is grasped: the middle, or as deep as goes."""
-    height = sim.object_extent(name)[1, 2]
-    return max(height / 2, height - FINGER_DEPTH)
+    """Height (m) of the tip above the object's underside at which it is grasped from above."""
+    return GRASP_HEIGHT[name] * sim.object_scale(name)
 
 
 def over(sim: Simulator, point: np.ndarray, yaw: float, closedness: float) -> np.ndarray:

@@ -63,7 +63,10 @@ class Simulator:
         self._tip = self.model.site("tip").id
         self._pads = {side: self._geoms_named(f"{side}_pad") for side in FINGERS}
         self._object_geoms = {name: subtree_geoms(self.model, name) for name in config.objects}
-        self._extents = {name: object_extent(self.model, name) for name in config.objects}
+        self.rigs = cameras.RIGS[config.lab]
+        self.present: tuple[str, ...] = ()
+        self.set_present(config.objects)
+        self._compiled_heights = {name: extent[1, 2] for name, extent in self._extents.items()}
         self._robot_geoms = subtree_geoms(self.model, "link0")
         self._initial_qpos = self._open_qpos()
 
@@ -117,6 +120,15 @@ class Simulator:
         joint.qvel[:] = 0
         mujoco.mj_fwdPosition(self.model, self.data)
 
+    def set_present(self, names: tuple[str, ...]) -> None:
+        """Say which objects take part in the episode, and measure them again after their sizes were changed."""
+        self.present = names
+        self._extents = {name: object_extent(self.model, name) for name in self.config.objects}
+
+    def object_geoms(self, name: str) -> np.ndarray:
+        """Ids [n] of an object's geoms."""
+        return self._object_geoms[self._object(name)]
+
     # Measurements ------------------------------------------------------------------------------------------
 
     def _object(self, name: str) -> str:
@@ -169,17 +181,23 @@ class Simulator:
         """Bounding box [2, 3] (low, high; m) of an upright object in its own frame."""
         return self._extents[self._object(name)]
 
+    def object_scale(self, name: str) -> float:
+        """Size of an object relative to how it was compiled."""
+        return float(self._extents[self._object(name)][1, 2] / self._compiled_heights[name])
+
     def contact_report(self) -> dict[str, dict]:
         """Which fingers touch each object, and whether it moves.
 
         Returns:
-            {object: {"left": bool, "right": bool, "robot": bool, "other": bool, "speed": m/s, "moving": > 1 cm/s}}
+            For each present object: {"left": bool, "right": bool, "robot": bool, "other": bool,
+            "speed": m/s, "moving": speed > 1 cm/s},
             where "left" and "right" are the finger pads, "robot" any part of the arm or gripper, and "other"
             anything but the robot (table, another object).
         """
         pairs = self.data.contact.geom[: self.data.ncon]
         report = {}
-        for name, geoms in self._object_geoms.items():
+        for name in self.present:
+            geoms = self._object_geoms[name]
             first, second = np.isin(pairs[:, 0], geoms), np.isin(pairs[:, 1], geoms)
             partners = np.concatenate([pairs[first & ~second, 1], pairs[second & ~first, 0]])
             speed = float(np.linalg.norm(self.object_velocity(name)[:3]))
@@ -234,6 +252,12 @@ class Simulator:
         """Observation dict: "state" float32 [7] and one uint8 [height, width, 3] frame per camera."""
         frames = {name: self.renderer.render(self.data, name, height, width) for name in camera_names}
         return {"state": self.state.astype(np.float32), **frames}
+
+    def upload(self, textures: Iterable[int] = (), meshes: Iterable[int] = ()) -> None:
+        """Let the renderer, if there is one yet, see changed textures and meshes (ids)."""
+        textures, meshes = list(textures), list(meshes)
+        if self._renderer is not None and (textures or meshes):
+            self._renderer.upload(textures, meshes)
 
     def extrinsics(self, camera: str) -> np.ndarray:
         """Camera pose [6] in the base frame, OpenCV camera frame (see `cameras`)."""

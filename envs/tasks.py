@@ -33,6 +33,7 @@ REACH_LOW = np.array([0.36, -0.25, 0.24])  # m: flange starts and goals of reach
 REACH_HIGH = np.array([0.62, 0.25, 0.46])
 OBJECT_LOW, OBJECT_HIGH = np.array([0.40, -0.22]), np.array([0.60, 0.22])  # m: where task objects stand and go
 LIFTED = 0.02  # m that the underside of a held object must be above the table
+DWELL = 3  # success: the predicate holds now and at the two previous steps
 SLIP_SPEED = 0.02  # m/s between a held object and the fingertips
 REST_SPEED = 0.01  # m/s of an object at rest
 UPRIGHT = np.deg2rad(15)
@@ -45,15 +46,18 @@ class Task(ABC):
         object: The object that the task is about (a bystander in reach).
         max_steps: Episode length unless the environment is told otherwise.
         tolerance: Distance that the predicate allows, m.
+        bystanders: The other objects of the present episode.
+        start_yaw: Yaw of the arm at the start of the present episode, rad.
     """
 
     name: str
     max_steps: int
     tolerance: float
 
-    def __init__(self, object_name: str, bystanders: tuple[str, ...]):
+    def __init__(self, object_name: str):
         self.object = object_name
-        self.bystanders = bystanders
+        self.bystanders: tuple[str, ...] = ()
+        self.start_yaw = 0.0
         self.targets: dict[str, Any] = {}
 
     @abstractmethod
@@ -87,7 +91,7 @@ class Reach(Task):
         start, goal = rng.uniform(REACH_LOW, REACH_HIGH, (2, 3))
         if not self.nearest <= np.linalg.norm(goal - start) <= self.furthest:
             raise NoRoom("start and goal are too near or too far")
-        start, goal = flange_state(start), flange_state(goal)
+        start, goal = flange_state(start, self.start_yaw), flange_state(goal, self.start_yaw)
         move_arm(sim, start)
         tool = sim.tip - sim.state[:3]
         path = (start[:3] + tool, goal[:3] + tool)
@@ -130,11 +134,16 @@ def settle(sim: Simulator) -> None:
 
 
 def film(
-    sim: Simulator, script: Script, observe: Observe | None = None, keep: tuple[str, ...] = ()
+    sim: Simulator, script: Script, observe: Observe | None = None, keep: tuple[str, ...] = (), limit: int = 40
 ) -> list[Observation]:
-    """Run a script and then hold for one step; the observations at the end of the phases `keep` and at the very end."""
+    """Run a script and then hold for one step; the observations at the end of the phases `keep` and at the very end.
+
+    NoRoom if it takes more than `limit` steps.
+    """
     frames, previous = [], None
-    for phase, action in script:
+    for count, (phase, action) in enumerate(script):
+        if count == limit:
+            raise NoRoom(f"the script needs more than {limit} steps")
         if observe and previous in keep and phase != previous:
             frames.append(observe())
         sim.step(action)
@@ -158,7 +167,7 @@ class ObjectTask(Task):
         NoRoom if the expert fails: such a start has no goal image.
         """
         saved = sim.save()
-        frames = film(sim, self.script(sim), observe, keep)
+        frames = film(sim, self.script(sim), observe, keep, self.max_steps - DWELL)
         self.targets["object"] = sim.object_pose(self.object)[0]
         solved = self.solved(sim)
         sim.restore(saved)
@@ -177,7 +186,7 @@ class Grasp(ObjectTask):
 
     def begin(self, sim: Simulator, rng: np.random.Generator, observe: Observe) -> tuple[Goal, dict]:
         self.targets = {}
-        start = flange_state(rng.uniform(REACH_LOW, REACH_HIGH))
+        start = flange_state(rng.uniform(REACH_LOW, REACH_HIGH), self.start_yaw)
         placed = self.place(sim, rng, rng.uniform(OBJECT_LOW, OBJECT_HIGH))
         move_arm(sim, start)
         over = np.array([*placed[:2], 0.0])
@@ -255,7 +264,7 @@ class PickPlace(ObjectTask):
         height = sim.object_extent(self.object)[1, 2]
         tool = up(float(np.linalg.norm(sim.tip - sim.state[:3])))
         hover = np.array([*rng.uniform(-0.08, 0.08, 2), height + HOVER + rng.uniform(0.0, 0.05)])
-        start = flange_state(source + tool + hover)
+        start = flange_state(source + tool + hover, self.start_yaw)
         move_arm(sim, start)
         lifted = up(0.10)
         paths = [(source, source), (source + lifted, place + lifted), (place, place)]
