@@ -141,14 +141,21 @@ class FrankyArm(Context):
         try:
             robot.move(franky.CartesianStopMotion(), asynchronous=True)
         except (franky.Exception, RuntimeError):
-            call_with_timeout(robot.stop, 1.0, f"stop of the arm at {self.host}")
+            self._preempt()
             return
         end = time.monotonic() + STOP_S
         while robot.is_in_control:
             if time.monotonic() > end:
-                call_with_timeout(robot.stop, 1.0, f"stop of the arm at {self.host}")
+                self._preempt()
                 return
             time.sleep(0.005)
+
+    def _preempt(self) -> None:
+        """libfranka's own stop. The motion's "preempted" error is ours, and not left for the next command."""
+        robot, what = self._robot, f"stop of the arm at {self.host}"
+        call_with_timeout(robot.stop, 1.0, what)
+        with contextlib.suppress(DeviceError):
+            call_with_timeout(lambda: robot.join_motion(0.5), 1.0, what)
 
     def recover(self) -> None:
         robot = self._robot

@@ -33,6 +33,7 @@ from armworld.real.protocols import (
 
 ENDED_WELL = ("steps", "arrived")
 REST_S = 2.0  # one step's motion ends long before
+REST_RAD = 5e-4  # less than this in 0.1 s is rest; measured velocities jitter too much to tell
 TICK_S = 0.005  # how often a waiting loop looks at stop button, agent and arm
 
 
@@ -302,13 +303,14 @@ class Session:
 
     def _come_to_rest(self) -> None:
         """Let the last, bounded motion end, and see where the arm stands."""
-        end = time.monotonic() + REST_S
+        end, last = time.monotonic() + REST_S, np.full(7, np.inf)
         with contextlib.suppress(DeviceError):
             while time.monotonic() < end and not self.stop.event.is_set():
-                seen = self._read_robot({})
-                if not seen.arm.moving and np.abs(seen.arm.velocities).max() < 0.01:
+                arm = self._read_robot({}).arm
+                if not arm.moving and np.abs(arm.joints - last).max() < REST_RAD:
                     return
-                time.sleep(TICK_S)
+                last = arm.joints
+                time.sleep(0.1)
 
     def _ask_reconnect(self, error: str) -> None:
         if not self._asked(f"{error}. Reconnect and go on, slowly?"):
