@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armworld.worldmodel.ac_predictor import ACPredictor, merge_patches, split_patches
-from armworld.worldmodel.blocks import Attention, attend, grid_rotary, normalize, rotary_from_positions, rotate
+from armworld.worldmodel.blocks import (
+    Attention,
+    attend,
+    attend_block_causal,
+    block_causal_mask,
+    grid_rotary,
+    normalize,
+    rotary_from_positions,
+    rotate,
+)
 from armworld.worldmodel.encoder import IMAGE_MEAN, IMAGE_STD, Encoder, pixels_to_clip
 from armworld.worldmodel.mask_predictor import MaskPredictor
 from armworld.worldmodel.masks import LARGE_BLOCKS, SMALL_BLOCKS, MaskFamily, sample_masks
@@ -123,6 +132,15 @@ def test_written_out_attention_equals_the_fused_one(dtype: torch.dtype, masked: 
     torch.testing.assert_close(
         attend(q, k, v, mask).float(), fused, atol=0.03 if dtype == torch.bfloat16 else 1e-6, rtol=0
     )
+
+
+@pytest.mark.parametrize("tokens", [3, 100])  # one masked product, or step by step
+def test_block_causal_attention_equals_the_masked_one(tokens: int) -> None:
+    q, k, v = torch.randn(3, 2, 2, 3 * tokens, 8)
+    mask = block_causal_mask(3, tokens, torch.device("cpu"))
+    assert mask[0, tokens - 1] and not mask[0, tokens] and mask[-1].all()
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(attend_block_causal(q, k, v, 3), wanted, atol=1e-5, rtol=0)
 
 
 # Encoder

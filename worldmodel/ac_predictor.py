@@ -62,14 +62,6 @@ def conditioned_rotary(
         return rotary_from_positions(tokens.flatten(0, 1).clone(), head_dim, layout).to(device, dtype)
 
 
-@lru_cache(maxsize=16)
-def block_causal_mask(steps: int, tokens_per_step: int, device: torch.device) -> Tensor:
-    """bool [L, L], L = steps * tokens_per_step: True where the row's step is not earlier than the column's."""
-    with torch.inference_mode(False):
-        step = torch.arange(steps, device=device).repeat_interleave(tokens_per_step)
-        return step[:, None] >= step[None, :]
-
-
 class ACPredictor(nn.Module):
     """Parameter names are the published ones. `recompute` trades time for memory in training.
 
@@ -121,9 +113,8 @@ class ACPredictor(nn.Module):
         patches = self.embed_patches(z_BTND, grid)
         conditioning = self.embed_conditioning(actions_BTA, states_BTA, extrinsics_BTE).to(patches.dtype)
         x = torch.cat([conditioning, patches], 2)
-        mask = block_causal_mask(steps, x.shape[2], x.device) if steps > 1 else None
         rotary = self.rotary(steps, grid, x.device, x.dtype)
-        x = run_blocks(self.predictor_blocks, x.flatten(1, 2), rotary, mask, self.recompute)
+        x = run_blocks(self.predictor_blocks, x.flatten(1, 2), rotary, steps, self.recompute)
         return self.read_out(x.unflatten(1, (steps, -1)), z_BTND, grid)
 
     def embed_patches(self, z_BTND: Tensor, grid: tuple[int, int]) -> Tensor:

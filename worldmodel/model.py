@@ -129,6 +129,7 @@ class VJEPA2AC:
         Gradients are recorded only if `actions` asks for them.
         """
         self._check(z, state, actions)
+        z, state, actions = (x.to(self.device) for x in (z, state, actions))
         extrinsics = self.config.extrinsics
         camera = None if extrinsics is None else state.new_tensor(extrinsics).expand(len(state), -1)
         chunk = self._chunk(z, actions)

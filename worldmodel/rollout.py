@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from armworld.pose import action_between, apply_action
-from armworld.worldmodel.ac_predictor import ACPredictor, block_causal_mask, merge_patches, split_patches
-from armworld.worldmodel.blocks import Block, Rotary, attend, normalize
+from armworld.worldmodel.ac_predictor import ACPredictor, merge_patches, split_patches
+from armworld.worldmodel.blocks import Block, Rotary, attend, attend_block_causal, normalize
 
 KeysValues = tuple[Tensor, Tensor]  # [B or B * S, M, L, K] each
 
@@ -136,12 +136,11 @@ def _context(
     extrinsics = None if extrinsics_BE is None else extrinsics_BE[:, None].expand(-1, steps, -1)
     conditioning = prepared.conditioning(past, state_BTA[:, :-1], extrinsics)
     x = torch.cat([conditioning, prepared.module.predictor_embed(z_BTGD[:, :-1])], 2).flatten(1, 2)
-    mask = block_causal_mask(steps, prepared.tokens, x.device) if steps > 1 else None
     cache: list[KeysValues | None] = []
     for layer in prepared.layers:
         q, k, v = layer.project(x, prepared.tables(0, steps))
         cache.append((k, v))
-        x = layer.finish(x, attend(q, k, v, mask))
+        x = layer.finish(x, attend_block_causal(q, k, v, steps))
     return cache
 
 
@@ -163,7 +162,8 @@ class _SharedStep:
         self.x = torch.cat([tokens, prepared.module.predictor_embed(z_BGD)], 1)  # [B, n - 1, P]
         self.q, self.k, self.v = prepared.layers[0].project(self.x, _slice(prepared.tables(step), 1))
         self.keys, self.values = _grow(context[0], (self.k, self.v))
-        logits = (self.q.float() @ self.keys.float().transpose(-1, -2)) * self.q.shape[-1] ** -0.5
+        precise = torch.promote_types(self.q.dtype, torch.float32)
+        logits = (self.q.to(precise) @ self.keys.to(precise).transpose(-1, -2)) * self.q.shape[-1] ** -0.5
         self.log_sum = logits.logsumexp(-1)  # [B, M, n - 1]
         self.attended = logits.softmax(-1).to(self.v.dtype) @ self.values  # [B, M, n - 1, K]
 
@@ -183,7 +183,7 @@ class _SharedStep:
         )  # [B, S, M, 1, K]
         # Softmax over the shared keys and the action's: a = sigmoid(q k_action - log sum exp of the shared logits).
         scale = k.shape[-1] ** -0.5
-        logit = torch.einsum("bmik,bsmk->bsim", self.q * scale, k.squeeze(3)).float()
+        logit = torch.einsum("bmik,bsmk->bsim", self.q * scale, k.squeeze(3)).to(self.log_sum.dtype)
         weight = torch.sigmoid(logit - self.log_sum.transpose(1, 2)[:, None]).to(v.dtype)  # [B, S, n - 1, M]
         shared = self.attended.transpose(1, 2)[:, None]  # [B, 1, n - 1, M, K]
         mixed = shared + weight.unsqueeze(-1) * (v.transpose(2, 3) - shared)
