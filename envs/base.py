@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from armworld.envs import goals
 from armworld.envs.cameras import CAMERAS, Placement
 from armworld.envs.controller import ACTION_BOUND
 from armworld.envs.layout import NoRoom
@@ -179,6 +180,25 @@ class ArmEnv(gymnasium.Env):
         self.task.targets = dict(state.targets)
         self._goal, self._draws, self._steps, self._held = state.goal, deepcopy(state.draws), state.steps, state.held
         return self.observe()
+
+    def set_goal(self, *subgoals: Any, budgets: tuple[int, ...] | None = None) -> Goal:
+        """Replace the episode's goal; the dwell starts again.
+
+        Args:
+            subgoals: In order, each an `EnvState` (its image is rendered now, and it is judged by physically), an
+                observation dict (reach is judged by its "state"), or one camera's image uint8 [size, size, 3].
+            budgets: Steps for each sub-goal; equal shares of `max_steps` unless given.
+
+        Returns:
+            The new goal. Where the last sub-goal cannot be judged (an image alone; an observation in a task with
+            an object), `distance_m` is NaN and `solved` stays False.
+
+        Raises:
+            ValueError: A frame of another size, an unknown camera, a malformed state, no sub-goal.
+        """
+        goal, targets = goals.build(self, subgoals, budgets)
+        self._goal, self.task.targets, self._held = goal, targets, 0
+        return goal
 
     def place_camera(self, name: str, placement: Placement) -> None:
         """Move an exterior camera, now and at every later reset (variation is drawn around it).

@@ -76,6 +76,14 @@ class Task(ABC):
     def solved(self, sim: Simulator) -> bool:
         """Whether the predicate holds at this instant."""
 
+    @abstractmethod
+    def targets_here(self, sim: Simulator) -> dict[str, Any]:
+        """Targets that the present configuration would satisfy, for a goal taken from a saved state."""
+
+    def targets_from_state(self, state: np.ndarray) -> dict[str, Any]:
+        """Targets that an arm state [7] tells; {}: it does not tell enough to judge this task."""
+        return {}
+
     def snapshot(self) -> dict[str, Any]:
         """The episode's targets, for `ArmEnv.save_state`."""
         return deepcopy(self.targets)
@@ -100,7 +108,7 @@ class Reach(Task):
         saved = sim.save()
         move_arm(sim, goal)
         settle(sim)
-        self.targets = {"position": sim.state[:3]}
+        self.targets = self.targets_here(sim)
         observation = observe()
         sim.restore(saved)
         draws = {"start_state": start.tolist(), "goal_state": goal.tolist(), "objects": placed}
@@ -111,8 +119,14 @@ class Reach(Task):
             state = sim.state
             yield "reach", action_towards(state, np.concatenate([self.targets["position"], state[3:]]))
 
+    def targets_here(self, sim: Simulator) -> dict[str, Any]:
+        return self.targets_from_state(sim.state)
+
+    def targets_from_state(self, state: np.ndarray) -> dict[str, Any]:
+        return {"position": np.asarray(state[:3], float)}
+
     def distance(self, sim: Simulator) -> float:
-        return float(np.linalg.norm(sim.state[:3] - self.targets["position"]))
+        return float(np.linalg.norm(sim.state[:3] - self.targets.get("position", np.nan)))
 
     def solved(self, sim: Simulator) -> bool:
         return self.distance(sim) < self.tolerance
@@ -175,8 +189,13 @@ class ObjectTask(Task):
             raise NoRoom("the scripted expert does not solve this start")
         return frames
 
+    def targets_here(self, sim: Simulator) -> dict[str, Any]:
+        place = sim.object_pose(self.object)[0]
+        return {"object": place, "place": place, "position": sim.state[:3]}
+
     def distance(self, sim: Simulator) -> float:
-        return float(np.linalg.norm(sim.object_pose(self.object)[0] - self.targets["object"]))
+        """Distance from the object to where it is in the goal, m."""
+        return float(np.linalg.norm(sim.object_pose(self.object)[0] - self.targets.get("object", np.nan)))
 
 
 class Grasp(ObjectTask):

@@ -57,7 +57,8 @@ def test_two_seeded_copies_agree_byte_for_byte(env_id: str) -> None:
     second.reset(seed=99)  # what came before must not matter
     assert rollout(first, 7) == rollout(second, 7)
     assert rollout(first, 8) != rollout(second, 7)
-    first.close(), second.close()
+    first.close()
+    second.close()
 
 
 @pytest.mark.parametrize("env_id", IDS)
