@@ -28,6 +28,7 @@ class AgentSettings:
         context: Frames that the model sees.
         schedule: When the next sub-goal is shown: budget or energy.
         seconds_per_action: Time after which a search stops; results then depend on the machine's speed.
+        hold_margin: Hold unless a plan lowers holding's energy by more than this fraction.
         objective: Name of an energy (`planners.objectives.OBJECTIVES`).
         max_position: Bound of a planned translation per axis and step (m).
         max_norm: Bound of its length (m).
@@ -43,6 +44,7 @@ class AgentSettings:
     context: int | None = None
     schedule: Literal["budget", "energy"] | None = None
     seconds_per_action: float | None = None
+    hold_margin: float | None = None
     objective: str = "final"
     max_position: float | None = None
     max_norm: float | None = None
@@ -54,7 +56,7 @@ class AgentSettings:
         space = {"max_position": self.max_position, "max_norm": self.max_norm, "max_gripper": self.max_gripper}
         settings: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("samples", "iterations", "elites", "horizon")
+            for name in ("samples", "iterations", "elites", "horizon", "hold_margin")
             if getattr(self, name) is not None
         }
         space = {name: value for name, value in space.items() if value is not None}

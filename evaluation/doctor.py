@@ -1,0 +1,345 @@
+"""`armworld doctor PATH`: is this world model fit for planning, and if not, which part is to blame?
+
+Six examinations on fresh simulated motion: can the features tell where the arm is; do actions matter to the
+predictor; do they point the right way; can it tell true outcomes apart; does latent distance follow true distance;
+how far ahead can it imagine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from torch import Tensor
+
+from armworld.evaluation.cells import env_id_of, open_env, single_thread
+from armworld.evaluation.doctor_picture import doctor_figure
+from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
+from armworld.evaluation.picture import figure_png
+from armworld.evaluation.probing import Probe, fit_axes, fit_probe, latent_and_true_distances, ranking, spearman
+from armworld.evaluation.report import Page, provenance
+from armworld.evaluation.samples import JOGS, Samples, gather
+
+NEAR_M = 0.10  # "near the goal": where precision is won or lost
+PLOTTED_PAIRS = 1500
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Examine a world model on fresh simulated motion.
+
+    Attributes:
+        model: Name of a shipped world model, or a checkpoint folder.
+        task: Task whose scene is used.
+        object: cup, box or bottle.
+        lab: lab1 or lab2.
+        level: Variation between episodes: none, jitter or full.
+        camera: Camera; by default the model's.
+        episodes: Episodes of free motion; a quarter of them is held out for the probe.
+        steps: Steps per episode, and so the longest horizon examined.
+        candidates: Actions to tell apart in the ranking.
+        seed: First episode's seed (by default of the range for choosing checkpoints and settings).
+        out: Folder for doctor.json, doctor.png and index.html.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    task: str = "reach"
+    object: str = "cup"
+    lab: str = "lab1"
+    level: str = "none"
+    camera: str | None = None
+    episodes: int = 40
+    steps: int = 12
+    candidates: int = 16
+    seed: int = 1_000_000
+    out: Path = Path("runs/doctor")
+
+    def __post_init__(self) -> None:
+        if self.episodes < 4 or self.steps < 3 or self.candidates < 2:
+            raise ValueError(
+                "the doctor needs episodes >= 4, steps >= 3 and candidates >= 2, got "
+                f"{self.episodes}, {self.steps} and {self.candidates}"
+            )
+
+
+def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, Any]:
+    """Examine, print the verdict, write doctor.json, doctor.png and index.html; returns what doctor.json holds.
+
+    Raises:
+        ValueError: No such model, task, camera ...
+    """
+    from armworld.worldmodel.checkpoint import load_world_model
+
+    console = console or Console()
+    model = load_world_model(config.model)
+    kwargs = {
+        "object": config.object,
+        "lab": config.lab,
+        "level": config.level,
+        "cameras": (config.camera or model.camera,),
+        "image_size": model.image_size[0],
+        "step_seconds": model.step_seconds,
+        "max_steps": config.steps,
+    }
+    env = open_env(env_id_of(config.task), kwargs)
+    try:
+        with single_thread(), torch.no_grad():
+            seeds = list(range(config.seed, config.seed + config.episodes))
+            samples = gather(env, model, seeds, config.steps, config.candidates)
+            findings = examine(model, samples, np.random.default_rng([config.seed]))
+    finally:
+        env.close()
+    marks = judge(findings)
+    record = {
+        "model": config.model,
+        "step_seconds": model.step_seconds,
+        "verdict": [f"{mark.upper()}: {text}" for mark, text in marks],
+        "findings": plain(findings),
+        "config": plain(asdict(config)),
+        "commit": commit(),
+        "versions": versions(),
+    }
+    _write(config, record, marks, findings)
+    colour = {"good": "green", "weak": "yellow", "bad": "red"}
+    for mark, text in marks:
+        console.print(f"[{colour[mark]}]{mark:>4}[/]  {text}", highlight=False, soft_wrap=True)
+    console.print(f"Page: {config.out / 'index.html'}", soft_wrap=True)
+    return record
+
+
+def examine(model: Any, samples: Samples, rng: np.random.Generator) -> dict[str, Any]:
+    """All six examinations, as numbers; see each function."""
+    episodes = len(samples.z)
+    order = rng.permutation(episodes)
+    held_out = np.sort(order[: max(1, episodes // 4)])
+    train = np.sort(order[max(1, episodes // 4) :])
+    groups = np.repeat(train, samples.states.shape[1])
+    positions = samples.states[..., :3].astype(np.float64)
+    probe = fit_probe(samples.z[train].flatten(0, 1), positions[train].reshape(-1, 3), groups, rng)
+    return {
+        "probe": probe_error(probe, samples, train, held_out),
+        "sensitivity": sensitivity(model, samples, rng),
+        "axes": action_axes(model, probe, samples, held_out),
+        "ranking": outcome_ranking(model, samples),
+        "latent_distance": latent_distance(samples, rng),
+        "drift": drift(model, probe, samples, held_out),
+    }
+
+
+def probe_error(probe: Probe, samples: Samples, train: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
+    """Mean error (m) of the flange position read from held-out episodes' features; and of always guessing the mean."""
+    truth = samples.states[held_out, :, :3]
+    guess = samples.states[train, :, :3].reshape(-1, 3).mean(0)
+    read = probe(samples.z[held_out])
+    return {
+        "position_error_m": float(np.linalg.norm(read - truth, axis=-1).mean()),
+        "error_per_axis_m": np.abs(read - truth).reshape(-1, 3).mean(0),
+        "guessing_error_m": float(np.linalg.norm(guess - truth, axis=-1).mean()),
+        "read_m": read.reshape(-1, 3),
+        "true_m": truth.reshape(-1, 3),
+    }
+
+
+def sensitivity(model: Any, samples: Samples, rng: np.random.Generator) -> dict[str, Any]:
+    """One-step error, mean |ẑ - z|, with the true actions, with shuffled ones, with none, and of copying the frame.
+
+    `response` is how much the imagined frame moves with the action, relative to how much the true frame moves.
+    """
+    z, after = samples.z[:, :-1].flatten(0, 1), samples.z[:, 1:].flatten(0, 1)
+    state, action = samples.states[:, :-1].reshape(-1, 7), samples.actions.reshape(-1, 7)
+    shuffled = action[rng.permutation(len(action))]
+    true, wrong, none = imagine(model, z, state, np.stack([action, shuffled, np.zeros_like(action)], 1)).unbind(1)
+    move = _l1(after, z)
+    return {
+        "true_l1": _l1(true, after),
+        "shuffled_l1": _l1(wrong, after),
+        "zero_l1": _l1(none, after),
+        "copy_l1": move,
+        "response": _l1(true, none) / max(move, 1e-12),
+    }
+
+
+def action_axes(model: Any, probe: Probe, samples: Samples, held_out: np.ndarray) -> dict[str, Any]:
+    """Jogs of 5 cm along each axis: the displacement that the probe reads from the imagined and from the true frame."""
+    chosen = np.flatnonzero(np.isin(samples.moments[:, 0], held_out))
+    z, state = _at_moments(samples, chosen)
+    jogs = slice(-len(JOGS), None)
+    imagined = imagine(model, z, state, samples.branch_actions[chosen][:, jogs])
+    before = probe(z)[:, None]
+    commanded = samples.branch_states[chosen][:, jogs, :3] - state[:, None, :3]
+    predicted, encoded = probe(imagined) - before, probe(samples.branch_z[chosen][:, jogs]) - before
+    flat = [moves.reshape(-1, 3) for moves in (commanded, predicted, encoded)]
+    return {
+        "imagined": asdict(fit_axes(flat[0], flat[1])),
+        "encoded": asdict(fit_axes(flat[0], flat[2])),
+        "commanded_m": commanded.mean(0),
+        "predicted_m": predicted.mean(0),
+        "encoded_m": encoded.mean(0),
+    }
+
+
+def outcome_ranking(model: Any, samples: Samples) -> dict[str, Any]:
+    """Given a true outcome, does its own action have the lowest energy of all candidates from that moment?"""
+    z, state = _at_moments(samples, np.arange(len(samples.moments)))
+    candidates = samples.branch_actions.shape[1] - len(JOGS)
+    imagined = imagine(model, z, state, samples.branch_actions[:, :candidates])
+    ranks = ranking(imagined, samples.branch_z[:, :candidates])
+    return {
+        "candidates": candidates,
+        "top_1": float((ranks == 1).mean()),
+        "chance": 1 / candidates,
+        "mean_rank": float(ranks.mean()),
+        "histogram": np.bincount(ranks.reshape(-1), minlength=candidates + 1)[1:],
+    }
+
+
+def latent_distance(samples: Samples, rng: np.random.Generator) -> dict[str, Any]:
+    """Rank correlation of mean |z_i - z_j| with the flange's distance, within episodes; all pairs, and near ones."""
+    latent, true = latent_and_true_distances(list(samples.z), list(samples.states[..., :3]))
+    near = true < NEAR_M
+    shown = rng.permutation(len(true))[:PLOTTED_PAIRS]
+    return {
+        "spearman": spearman(latent, true),
+        "spearman_near": spearman(latent[near], true[near]),
+        "near_m": NEAR_M,
+        "latent": latent[shown],
+        "true_m": true[shown],
+    }
+
+
+def drift(model: Any, probe: Probe, samples: Samples, held_out: np.ndarray) -> dict[str, Any]:
+    """Open-loop rollouts from the first frame with the true actions: error against the horizon, beside copying."""
+    z, state, actions = samples.z[held_out], samples.states[held_out], samples.actions[held_out]
+    chunks = [
+        model.rollout(one[:1][None].to(_device(model)), _tensor(s[:1][None], model), _tensor(a[None, None], model)).z
+        for one, s, a in zip(z, state, actions, strict=True)
+    ]
+    imagined = torch.cat([chunk[:, 0].cpu() for chunk in chunks])  # [E, T, N, D]
+    horizons = range(1, z.shape[1])
+    position = np.linalg.norm(probe(imagined) - state[:, 1:, :3], axis=-1).mean(0)
+    return {
+        "horizon": list(horizons),
+        "l1": [_l1(imagined[:, h - 1], z[:, h]) for h in horizons],
+        "copy_l1": [_l1(z[:, 0], z[:, h]) for h in horizons],
+        "position_error_m": position,
+        "moved_m": np.linalg.norm(state[:, 1:, :3] - state[:, :1, :3], axis=-1).mean(0),
+    }
+
+
+def imagine(model: Any, z: Tensor, state: np.ndarray, actions: np.ndarray, batch: int = 32) -> Tensor:
+    """One step ahead: features [C, N, D], states [C, 7], actions [C, K, 7] -> imagined features [C, K, N, D]."""
+    parts = []
+    for i in range(0, len(z), batch):
+        piece = slice(i, i + batch)
+        rollout = model.rollout(
+            z[piece, None].to(_device(model)),
+            _tensor(state[piece, None], model),
+            _tensor(actions[piece, :, None], model),
+        )
+        parts.append(rollout.z[:, :, 0].cpu())
+    return torch.cat(parts)
+
+
+def _device(model: Any) -> torch.device:
+    return getattr(model, "device", torch.device("cpu"))
+
+
+def _tensor(array: np.ndarray, model: Any) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(_device(model))
+
+
+def _at_moments(samples: Samples, chosen: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    episode, step = samples.moments[chosen].T
+    return samples.z[episode, step], samples.states[episode, step]
+
+
+def _l1(first: Tensor, second: Tensor) -> float:
+    return float((first - second).abs().mean())
+
+
+def judge(findings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A mark (good, weak, bad) and a sentence per examination, the conclusion last.
+
+    The bounds are rules of thumb: a planner needs to tell 4 cm from 0, and chance is what an untrained model reaches.
+    """
+    probe, sense, axes = findings["probe"], findings["sensitivity"], findings["axes"]["imagined"]
+    rank, latent, ahead = findings["ranking"], findings["latent_distance"], findings["drift"]
+    gain = 1 - sense["true_l1"] / max(sense["shuffled_l1"], 1e-12)
+    useful = [h for h, a, b in zip(ahead["horizon"], ahead["l1"], ahead["copy_l1"], strict=True) if a < b]
+    reach = useful[-1] if useful else 0
+    turned = max(abs(axes["yaw_deg"]) / 10, abs(np.log(max(axes["gain"], 1e-6))) / 0.35)
+    marks = [
+        (
+            _mark(-probe["position_error_m"], -0.015, -0.03),
+            f"Seeing: a linear probe reads the flange's position from the features within "
+            f"{100 * probe['position_error_m']:.1f} cm (guessing: {100 * probe['guessing_error_m']:.1f} cm).",
+        ),
+        (
+            _mark(gain if sense["true_l1"] < sense["copy_l1"] else 0.0, 0.15, 0.04),
+            f"Actions: the right action lowers the one-step error by {100 * gain:.0f} % against a wrong one "
+            f"({sense['true_l1']:.3f} against {sense['shuffled_l1']:.3f}; copying the frame: {sense['copy_l1']:.3f}).",
+        ),
+        (
+            _mark(-turned, -1, -2.5),
+            f"Axes: imagined motion is turned by {axes['yaw_deg']:+.0f}° about the vertical and is {axes['gain']:.2f} "
+            f"times as long as commanded ({axes['gain_z']:.2f} vertically).",
+        ),
+        (
+            _mark(rank["top_1"], 0.6, 0.25),
+            f"Ranking: the action that led to an outcome is picked out of {rank['candidates']} in "
+            f"{100 * rank['top_1']:.0f} % (chance {100 * rank['chance']:.0f} %).",
+        ),
+        (
+            _mark(latent["spearman_near"], 0.7, 0.4),
+            f"Cost: latent and true distance correlate by {latent['spearman']:.2f}, and by "
+            f"{latent['spearman_near']:.2f} within {100 * latent['near_m']:.0f} cm.",
+        ),
+        (
+            _mark(reach, min(4, len(ahead["l1"])), 1),
+            f"Horizon: imagining beats copying the first frame up to {reach} of {len(ahead['l1'])} steps.",
+        ),
+    ]
+    return [
+        *marks,
+        _conclusion(dict(zip(("seeing", "actions", "axes", "ranking", "cost", "horizon"), marks, strict=True))),
+    ]
+
+
+def _mark(value: float, good: float, weak: float) -> str:
+    return "good" if value >= good else "weak" if value >= weak else "bad"
+
+
+def _conclusion(marks: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    bad = [name for name, (mark, _) in marks.items() if mark == "bad"]
+    if not bad:
+        weak = [name for name, (mark, _) in marks.items() if mark == "weak"]
+        return ("weak", f"Planning may work; weakest: {', '.join(weak)}.") if weak else ("good", "Fit for planning.")
+    blame = {
+        "seeing": "the encoder does not show where the arm is: train it longer or on this view",
+        "actions": "the predictor ignores actions: train it longer, or check the units of its data",
+        "axes": "the predictor's axes are off: is the camera where it was in training?",
+        "ranking": "the predictor cannot tell true outcomes apart: more or more varied data",
+        "cost": "latent distance does not fall near the goal: another objective or layer",
+        "horizon": "imagination drifts at once: plan one step, or train with longer rollouts",
+    }
+    return "bad", f"Planning will hardly work: {blame[bad[0]]}."
+
+
+def _write(
+    config: DoctorConfig, record: Mapping[str, Any], marks: list[tuple[str, str]], findings: Mapping[str, Any]
+) -> None:
+    png = figure_png(doctor_figure(findings))
+    page = Page(f"doctor: {config.model}", f"{config.episodes} episodes of free motion in {config.task}, {config.lab}.")
+    page.heading("Verdict").table(["mark", "finding"], [list(mark) for mark in marks])
+    page.picture(png, "probe, sensitivity, axes, ranking, latent distance and drift")
+    provenance(page, record)
+    page.details("All numbers", record["findings"])
+    write_bytes(config.out / "doctor.png", png)
+    page.write(config.out / "index.html")
+    write_json(config.out / "doctor.json", record)

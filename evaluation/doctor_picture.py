@@ -1,0 +1,117 @@
+"""The doctor's picture: one panel per examination."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from armworld.evaluation.picture import GOOD, GRID, INK, MUTED, tidy
+
+BLUE, ORANGE, GREY = "#0b62a8", "#d97706", "#9ca3af"
+AXIS_COLOURS = {"x": "#b91c1c", "y": "#15803d", "z": "#0b62a8"}
+
+
+def doctor_figure(findings: Mapping[str, Any]) -> Figure:
+    """Six panels over `armworld.evaluation.doctor.examine`'s findings."""
+    figure = Figure(figsize=(13.6, 7.6), layout="constrained")
+    panels = figure.subplots(2, 3).reshape(-1)
+    draw = (_probe, _sensitivity, _axes, _ranking, _latent, _drift)
+    for panel, function, finding in zip(panels, draw, findings.values(), strict=True):
+        function(panel, finding)
+    return figure
+
+
+def _probe(axes: Axes, finding: Mapping[str, Any]) -> None:
+    tidy(axes, f"Seeing: position read within {100 * finding['position_error_m']:.1f} cm")
+    true, read = 100 * np.asarray(finding["true_m"]), 100 * np.asarray(finding["read_m"])
+    for index, (name, colour) in enumerate(AXIS_COLOURS.items()):
+        axes.scatter(true[:, index], read[:, index], s=7, color=colour, alpha=0.5, lw=0, label=name)
+    ends = [min(true.min(), read.min()), max(true.max(), read.max())]
+    axes.plot(ends, ends, color=MUTED, lw=1)
+    axes.legend(frameon=False, fontsize=9, markerscale=2)
+    _labels(axes, "true (cm)", "read (cm)")
+
+
+def _sensitivity(axes: Axes, finding: Mapping[str, Any]) -> None:
+    tidy(axes, "Actions: one-step error, mean |ẑ − z|")
+    names = {
+        "true_l1": "true action",
+        "zero_l1": "no action",
+        "shuffled_l1": "shuffled action",
+        "copy_l1": "copy frame",
+    }
+    values = [finding[key] for key in names]
+    rows = np.arange(len(names))[::-1]
+    axes.barh(rows, values, color=[BLUE, ORANGE, ORANGE, GREY], height=0.6)
+    for row, value in zip(rows, values, strict=True):
+        axes.annotate(f"{value:.3f}", (value, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_yticks(rows, list(names.values()))
+    axes.set_xlim(0, 1.15 * max(values))
+
+
+def _axes(axes: Axes, finding: Mapping[str, Any]) -> None:
+    fit = finding["imagined"]
+    tidy(axes, f"Axes: turned by {fit['yaw_deg']:+.0f}°, gain {fit['gain']:.2f}")
+    commanded, predicted, encoded = (
+        100 * np.asarray(finding[f"{key}_m"]) for key in ("commanded", "predicted", "encoded")
+    )
+    for moves, colour, label in (
+        (commanded, GREY, "commanded"),
+        (encoded, GOOD, "seen"),
+        (predicted, BLUE, "imagined"),
+    ):
+        flat = [i for i in range(len(moves)) if i % 3 != 2]
+        zero = np.zeros(len(flat))
+        axes.quiver(
+            zero, zero, moves[flat, 0], moves[flat, 1],
+            angles="xy", scale_units="xy", scale=1, color=colour, width=0.008, label=label,
+        )  # fmt: skip
+    limit = 1.15 * max(float(np.abs(moves[:, :2]).max()) for moves in (commanded, predicted, encoded))
+    axes.set_xlim(-limit, limit)
+    axes.set_ylim(-limit, limit)
+    axes.set_aspect("equal")
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    _labels(axes, "Δx of 5 cm jogs (cm)", "Δy (cm)")
+
+
+def _ranking(axes: Axes, finding: Mapping[str, Any]) -> None:
+    tidy(axes, f"Ranking: rank of the true action among {finding['candidates']}")
+    counts = np.asarray(finding["histogram"], float)
+    share = 100 * counts / max(counts.sum(), 1)
+    axes.bar(np.arange(1, len(share) + 1), share, color=[BLUE] + [GREY] * (len(share) - 1))
+    axes.axhline(100 * finding["chance"], color=INK, lw=1, ls=(0, (4, 3)))
+    axes.annotate("chance", (len(share), 100 * finding["chance"]), ha="right", va="bottom", fontsize=9, color=INK)
+    _labels(axes, "rank (1 is right)", "% of outcomes")
+
+
+def _latent(axes: Axes, finding: Mapping[str, Any]) -> None:
+    tidy(axes, f"Cost: correlation {finding['spearman']:.2f}, near {finding['spearman_near']:.2f}")
+    axes.scatter(100 * np.asarray(finding["true_m"]), finding["latent"], s=5, color=BLUE, alpha=0.35, lw=0)
+    axes.axvspan(0, 100 * finding["near_m"], color=GRID, alpha=0.6, lw=0, zorder=0)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    _labels(axes, "true distance (cm)", "mean |z − z′|")
+
+
+def _drift(axes: Axes, finding: Mapping[str, Any]) -> None:
+    tidy(axes, "Horizon: open-loop error against steps ahead")
+    axes.plot(finding["horizon"], finding["l1"], color=BLUE, lw=2, label="imagined, |ẑ − z|")
+    axes.plot(finding["horizon"], finding["copy_l1"], color=GREY, lw=2, label="copied first frame")
+    axes.set_ylim(bottom=0)
+    right = axes.twinx()
+    right.plot(finding["horizon"], 100 * np.asarray(finding["position_error_m"]), color=ORANGE, lw=1.5, ls="--")
+    right.set_ylim(bottom=0)
+    right.set_ylabel("position error read from ẑ (cm)", color=ORANGE, fontsize=9)
+    right.tick_params(colors=ORANGE, labelsize=9)
+    right.spines[["top"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    _labels(axes, "steps ahead", "mean |ẑ − z|")
+
+
+def _labels(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, fontsize=9, color=MUTED)
+    axes.set_ylabel(y, fontsize=9, color=MUTED)

@@ -1,0 +1,199 @@
+"""Probes, axes, ranking, landscapes: on synthetic worlds with known answers, and once through the simulator."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from armworld.evaluation.doctor import DoctorConfig, doctor, examine, judge
+from armworld.evaluation.landscape import LandscapeConfig, Step, energy_planes, landscape, load_step, verdict
+from armworld.evaluation.probing import fit_axes, fit_probe, latent_and_true_distances, ranking, spearman
+from armworld.evaluation.samples import JOGS, Samples
+from armworld.worldmodel.model import Rollout
+
+
+class LinearWorld:
+    """Features are a fixed linear map of the flange's position; imagination turns the action by `yaw` (rad)."""
+
+    step_seconds, image_size, camera = 0.25, (16, 16), "left"
+
+    def __init__(self, yaw: float = 0.0, gain: float = 1.0) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.map = torch.randn(3, 4 * 6, generator=generator)
+        c, s = np.cos(yaw), np.sin(yaw)
+        self.turn = torch.tensor(gain * np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]), dtype=torch.float32)
+
+    def see(self, position) -> torch.Tensor:
+        flat = torch.as_tensor(np.asarray(position), dtype=torch.float32) @ self.map
+        return flat.unflatten(-1, (4, 6))
+
+    def encode(self, images) -> torch.Tensor:
+        return self.see(np.asarray(images)[:, :, 0, :3, 0].astype(np.float32) / 100)  # position in three pixels
+
+    def rollout(self, z, state, actions) -> Rollout:
+        moved = (actions[..., :3] @ self.turn.T).cumsum(-2) @ self.map
+        return Rollout(z[:, None, -1:] + moved.unflatten(-1, (4, 6)), state[:, -1, None, None] + actions.cumsum(-2))
+
+
+def synthetic(world: LinearWorld, episodes: int = 12, steps: int = 6, candidates: int = 8) -> Samples:
+    rng = np.random.default_rng(1)
+    actions = np.zeros((episodes, steps, 7), np.float32)
+    actions[..., :3] = rng.uniform(-0.07, 0.07, (episodes, steps, 3))
+    states = np.zeros((episodes, steps + 1, 7), np.float32)
+    states[:, 1:] = actions.cumsum(1)
+    states[..., :3] += rng.uniform(-0.2, 0.2, (episodes, 1, 3))
+    moments = np.array([(e, 2) for e in range(episodes)])
+    branch = np.zeros((episodes, candidates + 6, 7), np.float32)
+    branch[:, :candidates, :3] = rng.uniform(-0.07, 0.07, (episodes, candidates, 3))
+    branch[:, candidates:, :3] = JOGS
+    after = states[:, 2, None] + branch
+    return Samples(world.see(states[..., :3]), states, actions, moments, branch, world.see(after[..., :3]), after)
+
+
+def test_a_perfect_model_passes() -> None:
+    world = LinearWorld()
+    findings = examine(world, synthetic(world), np.random.default_rng(0))
+    assert findings["probe"]["position_error_m"] < 1e-3 < findings["probe"]["guessing_error_m"]
+    assert findings["sensitivity"]["true_l1"] < 1e-5 < findings["sensitivity"]["shuffled_l1"]
+    assert findings["sensitivity"]["response"] == pytest.approx(1, abs=0.01)
+    assert findings["axes"]["imagined"]["yaw_deg"] == pytest.approx(0, abs=0.5)
+    assert findings["axes"]["imagined"]["gain"] == pytest.approx(1, abs=0.01)
+    assert findings["ranking"]["top_1"] == 1.0 and findings["ranking"]["mean_rank"] == 1.0
+    assert findings["latent_distance"]["spearman"] > 0.9
+    assert max(findings["drift"]["l1"]) < 1e-5 < min(findings["drift"]["copy_l1"])
+    assert {mark for mark, _ in judge(findings)} == {"good"}
+
+
+def test_each_fault_is_named() -> None:
+    turned, deaf = LinearWorld(yaw=0.7), LinearWorld(gain=0.0)
+    findings = examine(turned, synthetic(turned), np.random.default_rng(0))
+    assert findings["axes"]["imagined"]["yaw_deg"] == pytest.approx(np.degrees(0.7), abs=0.5)
+    assert findings["axes"]["encoded"]["yaw_deg"] == pytest.approx(0, abs=0.5)
+    assert "camera where it was" in judge(findings)[-1][1]
+    findings = examine(deaf, synthetic(deaf), np.random.default_rng(0))
+    assert findings["axes"]["imagined"]["gain"] == pytest.approx(0, abs=0.01)
+    assert judge(findings)[-1] == (
+        "bad",
+        "Planning will hardly work: the predictor ignores actions: train it longer, or check the units of its data.",
+    )
+
+
+@pytest.mark.parametrize("yaw", [-150.0, -10.0, 0.3, 90.0])
+def test_the_axis_rotation_is_exact(yaw: float) -> None:
+    rng = np.random.default_rng(0)
+    commanded = rng.normal(size=(30, 3))
+    c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
+    predicted = commanded @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]).T * [0.8, 0.8, 0.5]
+    axes = fit_axes(commanded, predicted)
+    assert (axes.yaw_deg, axes.gain, axes.gain_z) == pytest.approx((yaw, 0.8, 0.5))
+    with pytest.raises(ValueError, match=r"\[n, 3\]"):
+        fit_axes(commanded, predicted[:, :2])
+    with pytest.raises(ValueError, match="horizontal"):
+        fit_axes(np.zeros((2, 3)), np.zeros((2, 3)))
+
+
+def test_probe_recovers_a_linear_map_and_needs_groups() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(80, 2, 5, generator=generator)
+    weights = torch.randn(10, 3, generator=generator)
+    targets = (features.flatten(1) @ weights + 2).numpy()
+    probe = fit_probe(features, targets, np.arange(80) // 10, np.random.default_rng(0))
+    assert np.abs(probe(features[None])[0] - targets).max() < 1e-3
+    with pytest.raises(ValueError, match="at least 2 episodes"):
+        fit_probe(features, targets, np.zeros(80), np.random.default_rng(0))
+
+
+def test_ranking_and_correlation() -> None:
+    outcomes = torch.randn(3, 6, 2, 4, generator=torch.Generator().manual_seed(0))
+    assert (ranking(outcomes, outcomes) == 1).all()
+    swapped = outcomes.clone()
+    swapped[0, [0, 1]] = outcomes[0, [1, 0]]
+    assert (ranking(swapped, outcomes)[0, :2] > 1).all() and (ranking(swapped, outcomes)[1:] == 1).all()
+    assert spearman(np.arange(5.0), np.arange(5.0) ** 3) == pytest.approx(1)
+    assert spearman(np.ones(5), np.arange(5.0)) == 0
+    latent, true = latent_and_true_distances([torch.tensor([0.0, 1, 3])[:, None, None]], [np.eye(3)])
+    assert latent.tolist() == [1, 3, 2] and true == pytest.approx(2**0.5)
+
+
+def test_the_landscape_finds_a_known_minimum() -> None:
+    world = LinearWorld()
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    images[1, 0, :3, 0] = (5, 2, 3)  # cm: LinearWorld reads the position from pixels
+    states = np.zeros((2, 7), np.float32)
+    states[1, :3] = (0.05, 0.02, 0.03)
+    findings = energy_planes(world, Step(images, states), points=31)
+    assert all(error < 0.004 for error in findings["error_m"].values())
+    assert findings["energy_of_truth"] < 1e-6 < findings["energy_of_holding"]
+    assert "100 % below" in verdict(findings)
+    truth = np.unravel_index(findings["energy"]["xy"].argmin(), (31, 31))
+    assert findings["axis_m"][truth[1]] == pytest.approx(0.05, abs=0.003)  # x runs along the columns
+    turned = energy_planes(LinearWorld(yaw=1.0), Step(images, states), points=31)
+    assert turned["error_m"]["xy"] > 0.03
+
+
+def test_landscape_data_is_checked(tmp_path: Path) -> None:
+    good = {"observations": np.zeros((1, 2, 8, 8, 3), np.uint8), "states": np.zeros((1, 2, 7))}
+    np.savez(tmp_path / "good.npz", **good)
+    assert load_step(tmp_path / "good.npz").images.shape == (2, 8, 8, 3)
+    for name, change in {
+        "states [1,T,7]": {"states": np.zeros((1, 2, 6))},
+        "observations uint8": {"observations": np.zeros((1, 2, 8, 8, 3))},
+        "finite states": {"states": np.full((1, 2, 7), np.nan)},
+    }.items():
+        np.savez(tmp_path / "bad.npz", **(good | change))
+        with pytest.raises(ValueError, match=name.replace("[", r"\[")):
+            load_step(tmp_path / "bad.npz")
+    np.savez(tmp_path / "bad.npz", a=np.zeros(1))
+    with pytest.raises(ValueError, match="with observations and states"):
+        load_step(tmp_path / "bad.npz")
+
+
+@pytest.fixture(scope="module")
+def debug_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from armworld.worldmodel.ac_predictor import ACPredictor
+    from armworld.worldmodel.checkpoint import save_world_model
+    from armworld.worldmodel.encoder import Encoder
+    from armworld.worldmodel.model import WorldModelConfig
+    from armworld.worldmodel.sizes import ACPredictorConfig, encoder_config
+
+    torch.manual_seed(0)
+    encoder = Encoder(encoder_config("debug", image_size=(64, 64)))
+    sizes = ACPredictorConfig(features=encoder.config.width, width=48, depth=1, heads=2, image_size=(64, 64))
+    folder = tmp_path_factory.mktemp("model")
+    return str(save_world_model(folder, encoder, ACPredictor(sizes), WorldModelConfig(image_size=(64, 64))))
+
+
+def test_doctor_and_landscape_through_the_simulator(tmp_path: Path, debug_model: str) -> None:
+    printed = io.StringIO()
+    console = Console(file=printed, width=120)
+    config = DoctorConfig(debug_model, episodes=4, steps=3, candidates=4, out=tmp_path / "doctor")
+    record = doctor(config, console)
+    assert json.loads((tmp_path / "doctor" / "doctor.json").read_text()) == record
+    assert set(record["findings"]) == {"probe", "sensitivity", "axes", "ranking", "latent_distance", "drift"}
+    assert record["verdict"][-1].startswith(("BAD", "WEAK", "GOOD")) and "Planning" in printed.getvalue()
+    assert "data:image/png" in (tmp_path / "doctor" / "index.html").read_text()
+    record = landscape(LandscapeConfig(debug_model, points=5, out=tmp_path / "landscape"), console)
+    assert np.array(record["energy"]["xy"]).shape == (5, 5) and 0.02 < np.linalg.norm(record["true_m"]) < 0.13
+    assert (tmp_path / "landscape" / "landscape.png").exists()
+    with pytest.raises(ValueError, match="episodes >= 4"):
+        DoctorConfig(debug_model, episodes=3)
+
+
+def test_planning_through_the_simulator(tmp_path: Path, debug_model: str) -> None:
+    """The whole chain with an untrained model: it plans, it does not crash, the oracle puts the scene back."""
+    from armworld.evaluation.plan import PlanConfig, plan
+
+    settings: dict[str, Any] = {"samples": 8, "iterations": 1, "elites": 2, "max_steps": 3, "episodes": 1}
+    config = PlanConfig(model=debug_model, baselines="hold,random,expert,oracle", out=tmp_path, **settings)
+    record = plan(config, Console(file=io.StringIO()))
+    assert record["model"] == debug_model and record["step_seconds"] == 0.25
+    reasons = {name: method["episodes"][0]["reason"] for name, method in record["baselines"].items()}
+    assert not any("failed" in reason for reason in [*reasons.values(), record["episodes"][0]["reason"]]), reasons
+    assert record["baselines"]["hold"]["summary"]["final_distance_mean_m"] >= 0.1
+    with pytest.raises(ValueError, match=r"was made for image_size 64, got 128"):
+        plan(PlanConfig(model=debug_model, image_size=128, out=tmp_path / "x"))
