@@ -45,7 +45,7 @@ class PosttrainConfig:
 
     Attributes:
         data: Dataset folders, as `armworld collect` writes them.
-        encoder: Checkpoint folder of the frozen encoder, or `random:SIZE` for an untrained one (a control).
+        encoder: Checkpoint folder of the frozen encoder, or `random:SIZE[:DEPTH]` for an untrained one.
         out: Run folder; the same command goes on with what it holds.
         cache: Folder of cached features; by default beside the run's folder.
         camera: The camera whose frames are used.
@@ -139,11 +139,15 @@ class PredictionLoss(nn.Module):
 
 
 def open_encoder(name: str, image_size: int, seed: int) -> Encoder:
-    """A trained encoder by path or shipped name, or `random:SIZE`, drawn from `seed`."""
+    """A trained encoder by path or shipped name, or an untrained one drawn from `seed`: `random:SIZE[:DEPTH]`."""
     if not name.startswith("random:"):
         return load_encoder(name)
+    size, _, depth = name.removeprefix("random:").partition(":")
+    if depth and not depth.isdecimal():
+        raise ValueError(f"encoder {name!r}: expected random:SIZE or random:SIZE:DEPTH, e.g. random:tiny:6")
     torch.manual_seed(seed)
-    return Encoder(encoder_config(name.removeprefix("random:"), image_size=(image_size, image_size))).eval()
+    changes = {"depth": int(depth)} if depth else {}
+    return Encoder(encoder_config(size, image_size=(image_size, image_size), **changes)).eval()
 
 
 def open_features(config: PosttrainConfig, encoder: Encoder) -> FeatureCache:
