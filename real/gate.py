@@ -63,7 +63,7 @@ class Situation:
         observed_state: The state [7] in the observation that the agent acted on.
         observed_time_s: The capture time of the oldest part of that observation.
         commanded: The state [7] last commanded; None before the first command, and after a stop.
-        gripper_moved_s: When the gripper was last seen to move, or was commanded.
+        gripper_moved_s: When the gripper was last seen to move, or to be where it was sent.
         object_held: Whether the gripper reports an object between its fingers.
         speed_scale: In (0, 1]; below 1 for the first, slow moves.
     """

@@ -20,7 +20,7 @@ import numpy as np
 from armworld.pose import action_between
 from armworld.real.agent_process import AgentGone, AgentLink, Reply
 from armworld.real.cell import Cell, Outcome, SessionConfig, StopRequest
-from armworld.real.gate import Decision, SafetyGate, Situation, View, Watchdog
+from armworld.real.gate import GRIPPER_SLIP, Decision, SafetyGate, Situation, View, Watchdog
 from armworld.real.journal import Journal
 from armworld.real.protocols import (
     ArmReading,
@@ -101,6 +101,7 @@ class Session:
             if reason in ENDED_WELL:
                 self._come_to_rest()
             self._halt()
+            reason = self._close_journal() or reason
         watchdog.join()
         return Outcome(reason, steps, dict(self._holds), self._distance(), time.monotonic() - started)
 
@@ -175,12 +176,18 @@ class Session:
         arm = self.cell.arm.read()
         gripper = self.cell.gripper.read() if self.cell.gripper is not None else None
         closedness = gripper.closedness if gripper is not None else 0.0
-        if gripper is not None and gripper.moving:
-            self._gripper_moved_s = time.monotonic()
         state = np.array([*arm.pose, closedness])
+        if gripper is not None and self._gripper_free(gripper):
+            self._gripper_moved_s = time.monotonic()
         self._state = state
         oldest = arm.time_s if gripper is None else min(arm.time_s, gripper.time_s)
         return _Seen(arm, gripper, frames, state, oldest)
+
+    def _gripper_free(self, gripper: GripperReading) -> bool:
+        """Whether the gripper moves, or is where it was sent: neither is a stall."""
+        moved = self._state is None or abs(gripper.closedness - self._state[6]) > 0.01
+        arrived = self._commanded is None or abs(gripper.closedness - self._commanded[6]) <= GRIPPER_SLIP
+        return gripper.moving or moved or arrived
 
     def _views(self, frames: Mapping[str, Frame]) -> dict[str, View]:
         views = {}
@@ -270,10 +277,10 @@ class Session:
         sent = np.array(decision.target)
         sent[:6] = self.cell.arm.command(decision.target[:6])
         if self.cell.gripper is not None:
-            if self._commanded is None or abs(decision.target[6] - self._commanded[6]) > 0.01:
-                self._gripper_moved_s = time.monotonic()
             sent[6] = self.cell.gripper.command(float(decision.target[6]))
-        self._commanded = sent
+        before, self._commanded = self._commanded, sent.copy()
+        if before is not None and "gripper_stall" in decision.codes:
+            self._commanded[6] = before[6]  # it stays stalled until it moves or is told to back off
         self._slow_left = max(0, self._slow_left - 1)
         row["executed"] = action_between(state, sent)
         row["latency"]["command"] = time.monotonic() - started
@@ -356,6 +363,13 @@ class Session:
             self._halt()
             raise _End(f"log: {error}") from error
         self._publish(row, images)
+
+    def _close_journal(self) -> str | None:
+        try:
+            self.journal.close()
+        except OSError as error:
+            return f"log: {error}"
+        return None
 
     def _watch(self, ended: threading.Event) -> None:
         """The watchdog's thread: stops the arm when the loop gives no sign of life."""
