@@ -7,7 +7,7 @@ import numpy as np
 from armworld.envs.controller import DOWN_EULER
 from armworld.envs.simulator import Simulator
 
-OBJECT_LOW, OBJECT_HIGH = np.array([0.34, -0.32]), np.array([0.70, 0.32])  # m: where bystanders may stand
+OBJECT_LOW, OBJECT_HIGH = np.array([0.34, -0.32]), np.array([0.66, 0.32])  # m: where bystanders may stand
 GRIPPER_REACH = 0.10  # m: half the width of the open gripper, rounded up
 CLEARANCE = 0.03  # m: between an object and whatever must not touch it
 
