@@ -45,10 +45,15 @@ class ReplayConfig:
 
 def limits_of(header: dict[str, Any]) -> Limits:
     """The limits that a log was made under."""
-    values = dict(header["limits"])
-    boxes = {name: Box(tuple(values[name]["low"]), tuple(values[name]["high"])) for name in ("workspace", "fingertips")}
-    keep_out = tuple(Box(tuple(box["low"]), tuple(box["high"])) for box in values["keep_out"])
-    return Limits(**values | boxes | {"keep_out": keep_out, "fingers": Fingers(**values["fingers"])})
+    values: dict[str, Any] = dict(header["limits"])
+    for name in ("workspace", "fingertips"):
+        values[name] = _box(values[name])
+    values["keep_out"] = tuple(_box(box) for box in values["keep_out"])
+    return Limits(**values | {"fingers": Fingers(**values["fingers"])})
+
+
+def _box(corners: dict[str, Any]) -> Box:
+    return Box(tuple(corners["low"]), tuple(corners["high"]))
 
 
 def judge_again(folder: Path) -> list[str]:
@@ -86,7 +91,7 @@ def _situation(values: dict[str, Any]) -> Situation:
 def replay(config: ReplayConfig, console: Console | None = None) -> int:
     """Judge the log again, and repeat it if asked. Exit code 1 if a decision differs."""
     console = console or Console()
-    header, rows = read_journal(config.log)
+    rows = read_journal(config.log)[1]
     differences = judge_again(config.log)
     for line in differences:
         console.print(line, highlight=False)

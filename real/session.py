@@ -305,8 +305,10 @@ class Session:
         if not self.config.live:
             return
         self._commanded = None
+        self._beat = np.inf  # stopping has its own time limits; the watchdog could only do the same
         with contextlib.suppress(DeviceError):  # a lost arm has stopped by itself
             self.cell.arm.stop()
+        self._beat = time.monotonic()
 
     def _come_to_rest(self) -> None:
         """Let the last, bounded motion end, and see where the arm stands."""
@@ -377,7 +379,9 @@ class Session:
         while not ended.wait(0.05):
             beat = self._beat
             if np.isfinite(beat) and rule.expired(time.monotonic(), beat):
-                self._halt()
+                if self.config.live:
+                    with contextlib.suppress(DeviceError):
+                        self.cell.arm.stop()
                 self.stop.set("watchdog: the loop gave no sign of life")
                 return
 
