@@ -228,6 +228,8 @@ def run_episodes(
     return run_cells([cell], seeds, workers, progress)[0]
 
 
+# One thread per process; LP_NUM_THREADS is llvmpipe's (software rendering).
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
 Finish = Callable[[int, EpisodeResult], None]
 
 
@@ -276,7 +278,26 @@ def _run_job(cell: Cell, seed: int) -> EpisodeResult:
 
 
 def _run_in_processes(cells: Sequence[Cell], jobs: list[tuple[int, int]], workers: int, finish: Finish) -> None:
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # software rendering: processes, not threads
+    with _worker_environment():
+        _run_in_pool(cells, jobs, workers, finish)
+
+
+@contextlib.contextmanager
+def _worker_environment() -> Iterator[None]:
+    """What spawned processes inherit; this process gets its own values back."""
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    os.environ.update(WORKER_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+def _run_in_pool(cells: Sequence[Cell], jobs: list[tuple[int, int]], workers: int, finish: Finish) -> None:
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker

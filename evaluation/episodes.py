@@ -12,7 +12,8 @@ Reasons:
 | `timed_out` | solved at the very end but not held yet, or still coming closer when the steps ran out |
 | `drifted` | solved at an earlier step, not at the end |
 | `missed` | never solved |
-| a word of the task's | what `info["failure"]` says at the last step (`slipped`, `dropped`, `wrong_place` ...) |
+| `slipped`, `dropped`, `wrong_place`, `toppled` | what became of the object: see `contact.ContactWatcher` |
+| another word | what `info["failure"]` says at the last step, for environments that tell |
 | `planning_failed: ...` | the agent raised, or returned something that is not a finite float [7] |
 | `environment_failed: ...` | the environment raised, or ended the episode by itself |
 """
@@ -28,6 +29,7 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
+from armworld.evaluation.contact import ContactWatcher
 from armworld.types import Agent, Goal, Observation
 
 APPROACH_STEPS = 3  # the last steps over which "still coming closer" is judged
@@ -106,8 +108,11 @@ class _Trace:
     info: dict[str, Any] = field(default_factory=dict)
     draws: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    watcher: ContactWatcher | None = None
 
     def see(self, info: dict[str, Any]) -> None:
+        if self.watcher is not None:
+            self.watcher.see()
         self.distances.append(float(info["distance_m"]))
         self.solved.append(bool(info["solved"]))
         self.info = info
@@ -122,7 +127,7 @@ def run_episode(env: gymnasium.Env, agent: Agent, seed: int, recorder: Recorder 
         seed: Seed of the environment.
         recorder: Shown every step.
     """
-    trace = _Trace()
+    trace = _Trace(watcher=ContactWatcher(env))
     try:
         _play(env, agent, seed, recorder, trace)
     except _Failure as failure:
@@ -204,6 +209,9 @@ def _failure_reason(trace: _Trace) -> str:
         return str(told)
     if trace.solved[-1]:
         return "timed_out"
+    lost = trace.watcher.failure() if trace.watcher is not None else None
+    if lost:
+        return lost
     if any(trace.solved):
         return "drifted"
     recent = trace.distances[-APPROACH_STEPS - 1 :]
