@@ -184,21 +184,28 @@ class FrameClips:
 
     def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray:
         """Clips uint8 [B, T, H, W, 3] drawn uniformly, with replacement."""
+        return self.sample_with_states(generator, batch, frames)[0]
+
+    def sample_with_states(
+        self, generator: np.random.Generator, batch: int, frames: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Clips uint8 [B, T, H, W, 3] and the robot's states float32 [B, T, 7]; the same draw as `sample`."""
         starts = self.starts(frames)
         offsets = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
         drawn = generator.integers(0, offsets[-1], batch)
         owner = np.searchsorted(offsets, drawn, "right") - 1
+        states = np.empty((batch, frames, 7), np.float32)
         clips = None
         for index in np.unique(owner):
-            mine = owner == index
+            mine, store = owner == index, self.stores[index]
             first = starts[index][drawn[mine] - offsets[index]]
             rows = first[:, None] + self.strides[index] * np.arange(frames)
-            values = self.stores[index].gather(rows)
+            values = store.gather(rows)
             if clips is None:
                 clips = np.empty((batch, *values.shape[1:]), np.uint8)
-            clips[mine] = values
+            clips[mine], states[mine] = values, store.states[rows]
         assert clips is not None
-        return clips
+        return clips, states
 
 
 def open_clips(

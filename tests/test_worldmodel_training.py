@@ -66,7 +66,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     pretrain(broken, NoiseClips())
     whole = weights(tmp_path / "whole")
     assert all(torch.equal(value, whole[name]) for name, value in weights(broken.out).items())
-    losses = [[row["loss"] for row in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("whole", "broken")]
+    losses = [[row["denoising"] for row in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("whole", "broken")]
     assert losses[0] == losses[1]
 
 

@@ -4,6 +4,10 @@ A student sees the unmasked patches of a clip; a predictor fills in the features
 the layer-normed output of an exponential moving average of the student, which saw the whole clip. The loss is L1.
 Masks come in two families (many small blocks, few large ones), each kept for the clip's full duration.
 
+On few frames of one scene this alone lets features drift towards what is easiest to predict, the still background.
+`state_loss` (off by default; not in the paper) adds a linear readout of the hand's position and closedness from the
+mean of the normalised features of whole stills, which holds the arm's motion in them.
+
 Shapes: B clips, T frames, H x W pixels, N tokens = (T/2) (H/16) (W/16), D features.
 """
 
@@ -36,6 +40,9 @@ from armworld.worldmodel.training import (
     precision,
 )
 
+READOUT_INDEX = (0, 1, 2, 6)  # x, y, z (m) and closedness
+READOUT_SCALE = (5.0, 5.0, 5.0, 2.0)
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -53,6 +60,8 @@ class PretrainConfig:
         batch: Clips per optimiser step, over all processes.
         steps: Optimiser steps; none to train by time alone.
         minutes: Wall-time budget, resumed runs included; none to train by steps alone.
+        state_loss: Weight of the readout of the robot's state from whole stills; 0 is the paper's objective.
+        state_batch: Stills per optimiser step for that readout, over all processes.
         learning_rate: Peak of the warmup-constant-decay schedule.
         weight_decay: AdamW's decay of matrices.
         ema: Decay of the teacher's moving average. The paper's 0.99925 is for 250k steps; short runs need less.
@@ -76,6 +85,8 @@ class PretrainConfig:
     batch: int = 64
     steps: int | None = None
     minutes: float | None = None
+    state_loss: float = 0.0
+    state_batch: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.04
     ema: float = 0.998
@@ -109,6 +120,12 @@ class ClipSource(Protocol):
 
     def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray: ...
 
+    def sample_with_states(
+        self, generator: np.random.Generator, batch: int, frames: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same, and the robot's states [B, T, 7]; needed for `state_loss` alone."""
+        ...
+
 
 class MaskDenoiser(nn.Module):
     """Student, mask predictor and the loss; the teacher is held beside them, outside of the parameters."""
@@ -116,6 +133,7 @@ class MaskDenoiser(nn.Module):
     def __init__(self, student: Encoder, predictor: MaskPredictor) -> None:
         super().__init__()
         self.student, self.predictor = student, predictor
+        self.state_readout = nn.Linear(student.config.width, len(READOUT_SCALE))
         self._teacher = [copy.deepcopy(student).requires_grad_(False)]  # in a list: not to be registered
 
     @property
@@ -127,15 +145,32 @@ class MaskDenoiser(nn.Module):
         """The teacher's layer-normed features [B, N, D] of whole clips."""
         return normalize(self.teacher(clip_BCTHW).float())
 
-    def forward(self, clip_BCTHW: Tensor, masks: Sequence[Mask]) -> Tensor:
-        """Mean over the mask families of the L1 distance at the hidden tokens."""
+    def forward(
+        self, clip_BCTHW: Tensor, masks: Sequence[Mask], stills: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """`denoising`: mean over the mask families of the L1 at the hidden tokens; `state`: error of the readout.
+
+        Args:
+            clip_BCTHW: Clips.
+            masks: One per family.
+            stills: Whole frames [B, 3, 1, H, W] and their states [B, 7], for the readout.
+        """
         targets, grid = self.targets(clip_BCTHW), clip_grid(clip_BCTHW)
         losses = []
         for family, mask in enumerate(masks):
             seen = self.student(clip_BCTHW, mask.context)
             filled = self.predictor(seen, mask.context, mask.target, grid, family)
             losses.append(F.l1_loss(filled.float(), take_tokens(targets, mask.target)))
-        return torch.stack(losses).mean()
+        parts = {"denoising": torch.stack(losses).mean()}
+        if stills is not None:
+            parts["state"] = self._readout_error(*stills)
+        return parts
+
+    def _readout_error(self, stills: Tensor, states: Tensor) -> Tensor:
+        """L1 of position and closedness, in units of 20 cm and half a stroke."""
+        scale = states.new_tensor(READOUT_SCALE)
+        features = normalize(self.student(stills).float()).mean(1)
+        return F.l1_loss(self.state_readout(features).float(), states[:, READOUT_INDEX] * scale)
 
     @torch.no_grad()
     def update_teacher(self, decay: float) -> None:
@@ -189,17 +224,18 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
         run.set_learning_rate(config.learning_rate / 5, config.learning_rate)
         clip, masks = _draw(config, source, generators, processes, device)
         with precision(device, config.dtype):
-            loss = model(clip, masks)
+            parts = model(clip, masks, _draw_stills(config, source, generators[0], processes, device))
+            loss = parts["denoising"] + config.state_loss * parts.get("state", 0.0)
         run.optimise(loss)
         denoiser.update_teacher(config.ema)
         if step % 20 == 0:
             with torch.no_grad(), precision(device, config.dtype):
-                run.log({"loss": float(loss.detach()), **collapse_monitors(denoiser.teacher(clip))})
+                run.log({**{k: float(v) for k, v in parts.items()}, **collapse_monitors(denoiser.teacher(clip))})
     out = config.out / "encoder"
     if processes.is_main:
         about = {"training": "mask denoising", **config.identity(), "steps": budget.step}
         save_encoder(out, denoiser.teacher, about={**about, "seconds": round(budget.elapsed)})
-        plot_metrics(run.metrics_path, config.out / "curves.png", ("loss", "feature_std", "feature_rank"))
+        plot_metrics(run.metrics_path, config.out / "curves.png", ("denoising", "state", "feature_std", "feature_rank"))
     return out
 
 
@@ -218,3 +254,19 @@ def _draw(
     masks = sample_masks((max(frames // TUBELET, 1), side, side), config.batch, torch_rng)
     clip = pixels_to_clip(torch.from_numpy(batch).to(device))
     return clip, [Mask(m.context[share], m.target[share]).to(device) for m in masks]
+
+
+def _draw_stills(
+    config: PretrainConfig,
+    source: ClipSource,
+    numpy_rng: np.random.Generator,
+    processes: Processes,
+    device: torch.device,
+) -> tuple[Tensor, Tensor] | None:
+    """This rank's stills [B, 3, 1, H, W] and states [B, 7], or None where the readout is off."""
+    if not config.state_loss:
+        return None
+    share = processes.share(config.state_batch)
+    frames, states = source.sample_with_states(numpy_rng, config.state_batch, 1)
+    stills = pixels_to_clip(torch.from_numpy(frames[share]).to(device))
+    return stills, torch.from_numpy(states[share, 0]).to(device)
