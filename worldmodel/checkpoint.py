@@ -69,7 +69,7 @@ def save_encoder(
     storage: str = "float32",
 ) -> Path:
     """Write an encoder (and its pretraining predictor) as a checkpoint folder; see `save_world_model`."""
-    return _save(folder, {"encoder": encoder, "mask_predictor": mask_predictor}, None, about, storage)
+    return save_parts(folder, {"encoder": encoder, "mask_predictor": mask_predictor}, None, about, storage)
 
 
 def save_world_model(
@@ -87,16 +87,17 @@ def save_world_model(
         about: JSON-able facts about its making (data, commands, seeds, scores).
         storage: Precision on disk: float32, float16 or bfloat16.
     """
-    return _save(folder, {"encoder": encoder, "predictor": predictor}, config, about, storage)
+    return save_parts(folder, {"encoder": encoder, "predictor": predictor}, config, about, storage)
 
 
-def _save(
+def save_parts(
     folder: str | Path,
     modules: Mapping[str, nn.Module | None],
     config: WorldModelConfig | None,
     about: Mapping[str, Any] | None,
-    storage: str,
+    storage: str = "float32",
 ) -> Path:
+    """Write named modules, each with its dataclass `.config`, as a checkpoint folder; see `save_world_model`."""
     dtype = STORAGE[check_name("storage precision", storage, STORAGE)]
     present = {name: module for name, module in modules.items() if module is not None}
     weights = {
@@ -148,7 +149,7 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
 
 
 def _load_own(folder: Path) -> Checkpoint:
-    document, weights = _read(folder)
+    document, weights = read_parts(folder)
     parts: dict[str, Any] = {}
     for name, (config_type, module_type) in _PARTS.items():
         own = {key.removeprefix(f"{name}."): weights.pop(key) for key in list(weights) if key.startswith(f"{name}.")}
@@ -159,14 +160,14 @@ def _load_own(folder: Path) -> Checkpoint:
         if values is None:
             raise ValueError(f"{folder}: weights of {name} without its configuration in {CONFIG_FILE}")
         with torch.device("meta"):
-            module = module_type(_from_json(config_type, values, f"{folder}: {name}"))
+            module = module_type(config_from_json(config_type, values, f"{folder}: {name}"))
         parts[name] = load_strictly(module, own, f"{folder}: {name}")
     if weights:
         raise ValueError(f"{folder}: unknown weights {_some(weights)}")
     if parts["encoder"] is None:
         raise ValueError(f"{folder} holds no encoder")
     usage = document.get("world_model")
-    config = None if usage is None else _from_json(WorldModelConfig, usage, f"{folder}: world_model")
+    config = None if usage is None else config_from_json(WorldModelConfig, usage, f"{folder}: world_model")
     return Checkpoint(**parts, config=config, about=document.get("about", {}))
 
 
@@ -229,7 +230,7 @@ def resolve(name_or_path: str | Path) -> Path:
     )
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and weights (as stored) of a checkpoint folder."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
@@ -275,7 +276,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str)
     return module.eval()
 
 
-def _from_json(config_type: type[_Config], values: Any, source: str) -> _Config:
+def config_from_json(config_type: type[_Config], values: Any, source: str) -> _Config:
     """A configuration dataclass from its JSON form (lists become tuples); unknown or missing fields are errors."""
     if not isinstance(values, dict):
         raise ValueError(f"{source}: expected an object, got {values!r}")

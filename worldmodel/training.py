@@ -7,6 +7,7 @@ exported checkpoint. `state.pt` is replaced atomically, so an interrupt at any m
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -81,6 +82,15 @@ def warmup_constant_decay(
     if progress > 1 - decay:
         return peak + (final - peak) * (progress - (1 - decay)) / decay
     return peak
+
+
+def warmup_cosine(progress: float, step: int, peak: float, warmup_steps: int) -> float:
+    """Learning rate at `progress` in [0, 1]: half a cosine down to 0, times a linear rise.
+
+    The rise takes `warmup_steps` or a tenth of the budget, whichever ends first.
+    """
+    rise = min(1.0, max((step + 1) / max(warmup_steps, 1), progress / 0.1))
+    return peak * rise * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -236,6 +246,11 @@ class TrainingRun:
         """Warmup-constant-decay at the budget's progress."""
         for group in self.optimizer.param_groups:
             group["lr"] = warmup_constant_decay(self.budget.progress, start, peak)
+
+    def set_cosine_rate(self, peak: float, warmup_steps: int) -> None:
+        """Warmup and cosine at the budget's progress; see `warmup_cosine`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = warmup_cosine(self.budget.progress, self.budget.step, peak, warmup_steps)
 
     def optimise(self, loss: Tensor, clip: float = 1.0) -> None:
         """One optimiser step with the gradient's norm clipped.
