@@ -18,6 +18,8 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
+from armworld.evaluation.agents import AgentSettings
+from armworld.evaluation.blame import blame, blame_sentence
 from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.doctor_picture import doctor_figure
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
@@ -25,6 +27,9 @@ from armworld.evaluation.picture import figure_png
 from armworld.evaluation.probing import Probe, fit_axes, fit_probe, latent_and_true_distances, ranking, spearman
 from armworld.evaluation.report import Page, provenance
 from armworld.evaluation.samples import JOGS, Samples, gather
+from armworld.evaluation.setup import Setup, resolve
+from armworld.planners.registry import PLANNERS
+from armworld.types import check_name
 
 NEAR_M = 0.10  # "near the goal": where precision is won or lost
 PLOTTED_PAIRS = 1500
@@ -44,6 +49,11 @@ class DoctorConfig:
         episodes: Episodes of free motion; a quarter of them is held out for the probe.
         steps: Steps per episode, and so the longest horizon examined.
         candidates: Actions to tell apart in the ranking.
+        planner: Also plan episodes, and repeat the failures with the simulator as the model, to tell which part
+            is to blame (minutes per episode).
+        agent: The planner examined then.
+        planner_episodes: How many episodes it plans.
+        workers: Processes for planning.
         seed: First episode's seed (by default of the range for choosing checkpoints and settings).
         out: Folder for doctor.json, doctor.png and index.html.
     """
@@ -57,10 +67,17 @@ class DoctorConfig:
     episodes: int = 40
     steps: int = 12
     candidates: int = 16
+    planner: bool = False
+    agent: str = "cem"
+    planner_episodes: int = 10
+    workers: int = 1
     seed: int = 1_000_000
     out: Path = Path("runs/doctor")
 
     def __post_init__(self) -> None:
+        check_name("planner", self.agent, PLANNERS)
+        if self.planner_episodes < 1:
+            raise ValueError(f"planner_episodes must be at least 1, got {self.planner_episodes}")
         if self.episodes < 4 or self.steps < 3 or self.candidates < 2:
             raise ValueError(
                 "the doctor needs episodes >= 4, steps >= 3 and candidates >= 2, got "
@@ -96,11 +113,17 @@ def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, An
     finally:
         env.close()
     marks = judge(findings)
+    blamed = find_blame(config) if config.planner else None
+    if blamed is not None:
+        marks.append(
+            (_mark(-sum(blamed["counts"].values()), 0, -0.1 * config.planner_episodes), blame_sentence(blamed))
+        )
     record = {
         "model": config.model,
         "step_seconds": model.step_seconds,
         "verdict": [f"{mark.upper()}: {text}" for mark, text in marks],
         "findings": plain(findings),
+        "planner": blamed,
         "config": plain(asdict(config)),
         "commit": commit(),
         "versions": versions(),
@@ -111,6 +134,15 @@ def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, An
         console.print(f"[{colour[mark]}]{mark:>4}[/]  {text}", highlight=False, soft_wrap=True)
     console.print(f"Page: {config.out / 'index.html'}", soft_wrap=True)
     return record
+
+
+def find_blame(config: DoctorConfig) -> dict[str, Any]:
+    """Plan episodes in the same scene and tell which part fails; see `blame`."""
+    setup = Setup(model=config.model, workers=config.workers, level=config.level, camera=config.camera)
+    seeds = range(config.seed, config.seed + config.planner_episodes)
+    where = (config.task, config.object, config.lab)
+    settings = AgentSettings()
+    return blame(resolve(setup, [config.agent]), settings, where, config.agent, seeds, config.out / "planner")
 
 
 def examine(model: Any, samples: Samples, rng: np.random.Generator) -> dict[str, Any]:
@@ -337,6 +369,12 @@ def _write(
     png = figure_png(doctor_figure(findings))
     page = Page(f"doctor: {config.model}", f"{config.episodes} episodes of free motion in {config.task}, {config.lab}.")
     page.heading("Verdict").table(["mark", "finding"], [list(mark) for mark in marks])
+    if record["planner"]:
+        page.heading("Which part fails the planner's episodes")
+        page.table(
+            ["seed", "reason", "to blame"],
+            [[e["seed"], e["reason"], e["blame"] or "–"] for e in record["planner"]["episodes"]],
+        )
     page.picture(png, "probe, sensitivity, axes, ranking, latent distance and drift")
     provenance(page, record)
     page.details("All numbers", record["findings"])

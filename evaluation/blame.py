@@ -1,0 +1,90 @@
+"""Which part of the planner's chain fails an episode: goal or controller, cost, planner, or the learned model.
+
+Each failed episode is repeated with one part after another replaced by something better:
+
+| fails too | but not | to blame |
+| --- | --- | --- |
+| the scripted expert | | goal or controller |
+| the simulator as the model | the same with `WIDER` times the samples | planner |
+| the simulator as the model, even so | the expert | cost (the energy, or the encoder behind it) |
+| only the learned model | the simulator as the model | model |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from armworld.evaluation.agents import AgentSettings
+from armworld.evaluation.cells import Cell
+from armworld.evaluation.episodes import EpisodeResult
+from armworld.evaluation.setup import Setup, make_cell, run_with_progress
+
+WIDER = 4
+PARTS = ("goal or controller", "cost", "planner", "model")
+
+
+def blame(
+    setup: Setup, settings: AgentSettings, where: tuple[str, str, str], agent: str, seeds: Sequence[int], out: Path
+) -> dict[str, Any]:
+    """Run the episodes, then repeat the failures; resumable like every run.
+
+    Args:
+        setup: Resolved (`setup.resolve`).
+        settings: How `agent` plans.
+        where: (task, object, lab).
+        agent: A planner of `planners.registry.PLANNERS` by the same name.
+        seeds: Episodes.
+        out: Folder of the cells.
+
+    Returns:
+        "counts" per part (failed episodes only), "episodes" [{seed, reason, blame}], and "solved".
+    """
+    cells = {
+        name: _cell(setup, settings, where, agent, name, out) for name in ("agent", "expert", "oracle", "wide oracle")
+    }
+    own = run_with_progress([cells["agent"]], seeds, setup.workers)[0]
+    failed = [result.seed for result in own if not result.success]
+    ways: dict[str, set[int]] = {}  # which failures each better chain solves
+    left = failed
+    for name in ("expert", "oracle", "wide oracle"):
+        results = run_with_progress([cells[name]], left, setup.workers)[0] if left else []
+        ways[name] = {result.seed for result in results if result.success}
+        left = [seed for seed in left if (seed in ways[name]) == (name == "expert")]
+    episodes = [{"seed": r.seed, "reason": r.reason, "blame": _part(r, ways)} for r in own]
+    counts = {part: sum(episode["blame"] == part for episode in episodes) for part in PARTS}
+    return {"agent": agent, "solved": len(own) - len(failed), "counts": counts, "episodes": episodes}
+
+
+def _part(result: EpisodeResult, ways: dict[str, set[int]]) -> str | None:
+    if result.success:
+        return None
+    if result.seed not in ways["expert"]:
+        return "goal or controller"
+    if result.seed in ways["oracle"]:
+        return "model"
+    return "planner" if result.seed in ways["wide oracle"] else "cost"
+
+
+def _cell(setup: Setup, settings: AgentSettings, where: tuple[str, str, str], agent: str, role: str, out: Path) -> Cell:
+    """The cell of one link's replacement."""
+    from armworld.planners.registry import PLANNERS
+
+    name = {"agent": agent, "expert": "expert"}.get(role, "oracle")
+    if role.endswith("oracle"):
+        settings = replace(settings, oracle_planner=agent)
+    if role == "wide oracle":
+        samples = settings.samples or getattr(PLANNERS[agent].defaults, "samples", 64)
+        settings = replace(settings, samples=WIDER * samples)
+    return make_cell(setup, settings, where, name, out / role.replace(" ", "_"))
+
+
+def blame_sentence(found: dict[str, Any]) -> str:
+    """The finding in words."""
+    failed = sum(found["counts"].values())
+    told = ", ".join(f"{part} {count}" for part, count in found["counts"].items() if count)
+    if not failed:
+        return f"Planning: {found['agent']} solved all {found['solved']} episodes."
+    return f"Planning: {found['agent']} failed {failed} of {failed + found['solved']} episodes; to blame: {told}."
