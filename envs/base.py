@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ class ArmEnv(gymnasium.Env):
         bound = ACTION_BOUND.astype(np.float32)
         self.action_space = gymnasium.spaces.Box(-bound, bound, dtype=np.float32)
         self._goal: Goal | None = None
-        self._draws: dict[str, Any] = {}
+        self._draws_json = "{}"  # as text: read anew for every info, which is faster than a deep copy
         self._steps = self._held = 0
 
     @property
@@ -117,6 +117,11 @@ class ArmEnv(gymnasium.Env):
         if self._goal is None:
             raise RuntimeError("the environment has no goal before its first reset()")
         return self._goal
+
+    @property
+    def draws(self) -> dict[str, Any]:
+        """Every random draw of the present episode, ready for JSON; empty before the first reset. A copy."""
+        return json.loads(self._draws_json)
 
     def observe(self) -> Observation:
         """The present observation."""
@@ -134,12 +139,12 @@ class ArmEnv(gymnasium.Env):
             except NoRoom:
                 continue
             if not self.task.solved(self.simulator):
-                self._draws = {**placed, "variation": variation, "redraws": redraws}
+                self._draws_json = json.dumps({**placed, "variation": variation, "redraws": redraws})
                 break
         else:
             raise RuntimeError(f"no feasible start in {REDRAWS} draws of {self.task.name} with {self.task.object}")
         self._steps = self._held = 0
-        return self.observe(), {**self._info(), "goal": self._goal}
+        return self.observe(), {**self._info(solved=False), "goal": self._goal}
 
     def _vary(self, variation: dict[str, Any]) -> None:
         self.randomizer.apply(variation)
@@ -152,33 +157,35 @@ class ArmEnv(gymnasium.Env):
             raise RuntimeError("call reset() before step()")
         applied = self.simulator.step(action)
         self._steps += 1
-        self._held = self._held + 1 if self.task.solved(self.simulator) else 0
-        info = {**self._info(), "applied_action": applied}
+        solved = self.task.solved(self.simulator)
+        self._held = self._held + 1 if solved else 0
+        info = {**self._info(solved), "applied_action": applied}
         return self.observe(), -info["distance_m"], False, self._steps >= self.max_steps, info
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self, solved: bool) -> dict[str, Any]:
         return {
             "reached_state": self.simulator.state,
             "distance_m": self.task.distance(self.simulator),
-            "solved": self.task.solved(self.simulator),
+            "solved": solved,
             "success": self._held >= DWELL,
-            "draws": deepcopy(self._draws),
+            "draws": self.draws,
         }
 
     def save_state(self) -> EnvState:
         """This moment of the episode; see `restore_state`."""
         return EnvState(
-            self.simulator.save(), self.task.snapshot(), self.goal, deepcopy(self._draws),
+            self.simulator.save(), self.task.snapshot(), self.goal, self.draws,
             self._steps, self._held,
         )  # fmt: skip
 
     def restore_state(self, state: EnvState) -> Observation:
         """Return to a moment saved by this environment; repeating the actions repeats qpos and images exactly."""
-        if state.draws["variation"] != self._draws.get("variation"):
+        if state.draws["variation"] != self.draws.get("variation"):
             self._vary(state.draws["variation"])
         self.simulator.restore(state.simulator)
         self.task.targets = dict(state.targets)
-        self._goal, self._draws, self._steps, self._held = state.goal, deepcopy(state.draws), state.steps, state.held
+        self._goal, self._steps, self._held = state.goal, state.steps, state.held
+        self._draws_json = json.dumps(state.draws)
         return self.observe()
 
     def set_goal(self, *subgoals: Any, budgets: tuple[int, ...] | None = None) -> Goal:
@@ -207,8 +214,9 @@ class ArmEnv(gymnasium.Env):
         """
         self.simulator.place_camera(name, placement)
         self.randomizer.rigs[name] = placement
-        if self._draws:
-            self._draws["variation"]["cameras"][name] = placement.as_dict()
+        if draws := self.draws:
+            draws["variation"]["cameras"][name] = placement.as_dict()
+            self._draws_json = json.dumps(draws)
 
     def extrinsics(self, camera: str) -> np.ndarray:
         """Pose [6] of a camera in the base frame: position (m), Euler angles (rad) of the OpenCV camera frame."""

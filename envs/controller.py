@@ -161,8 +161,9 @@ class Controller:
         force = velocity * self._damping + acceleration @ inertia[np.ix_(dofs, dofs)]
         controls = start + position + force / self._stiffness
         data.ctrl[self._gripper] = target[6]
+        model, ctrl, step, arm = self._model, data.ctrl, mujoco.mj_step, self._arm  # looked up once: a hot loop
         for control in controls:
-            data.ctrl[self._arm] = control
-            mujoco.mj_step(self._model, data)
+            ctrl[arm] = control
+            step(model, data)
         self.command = Command(target, end)
         return action

@@ -7,6 +7,8 @@ import numpy as np
 
 from armworld.sim_assets.catalog import ARM_JOINTS, HOME_QPOS
 
+SOLVED = 3e-5  # m and rad, in quadrature: a tenth of what the servos leave
+
 
 class ArmKinematics:
     """Forward and inverse kinematics of the flange, on a scratch copy of the data that no physics touches.
@@ -63,7 +65,7 @@ class ArmKinematics:
             mujoco.mj_kinematics(self._model, self._data)
             mujoco.mj_comPos(self._model, self._data)
             error = self._error(position, rotation)
-            if error @ error < 1e-12:
+            if error @ error < SOLVED**2:
                 break
             mujoco.mj_jacSite(self._model, self._data, self._jacobian[:3], self._jacobian[3:], self._site)
             jacobian = self._jacobian[:, self.dof_index]

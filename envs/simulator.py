@@ -60,6 +60,7 @@ class Simulator:
         self.kinematics = self.controller.kinematics
         self._shadows, self._max_image_size = shadows, max_image_size
         self._renderer: Renderer | None = None
+        self._flange = self.model.site("flange").id
         self._tip = self.model.site("tip").id
         self._pads = {side: self._geoms_named(f"{side}_pad") for side in FINGERS}
         self._object_geoms = {name: subtree_geoms(self.model, name) for name in config.objects}
@@ -138,6 +139,11 @@ class Simulator:
     def state(self) -> np.ndarray:
         """Measured arm state float64 [7]: flange position (m), Euler angles (rad), closedness; base frame."""
         return self.controller.measure(self.data)
+
+    @property
+    def flange(self) -> np.ndarray:
+        """Flange position [3] (m), base frame: the first part of `state`."""
+        return self.data.site_xpos[self._flange].copy()
 
     @property
     def tip(self) -> np.ndarray:

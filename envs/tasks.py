@@ -126,7 +126,7 @@ class Reach(Task):
         return {"position": np.asarray(state[:3], float)}
 
     def distance(self, sim: Simulator) -> float:
-        return float(np.linalg.norm(sim.state[:3] - self.targets.get("position", np.nan)))
+        return float(np.linalg.norm(sim.flange - self.targets.get("position", np.nan)))
 
     def solved(self, sim: Simulator) -> bool:
         return self.distance(sim) < self.tolerance
