@@ -204,6 +204,8 @@ def posttrain(config: PosttrainConfig) -> Path:
 
     torch.manual_seed(config.seed)
     predictor = ACPredictor(predictor_config(config, encoder, cache.states)).to(device)
+    if config.residual:  # start from copying the frame: from a random change, small models fall back to it and stay
+        nn.init.zeros_(predictor.predictor_proj.weight)
     objective = PredictionLoss(predictor, config.rollout)
     model = processes.wrap(objective)
     optimizer = torch.optim.AdamW(parameter_groups(predictor, config.weight_decay), lr=config.learning_rate)
