@@ -30,6 +30,11 @@ VERBS = {
         "armworld.worldmodel.posttrain", "PosttrainConfig", "posttrain", "train the action-conditioned predictor"
     ),
     "recipe": Verb("armworld.worldmodel.recipe", "RecipeConfig", "recipe", "make the shipped weights, start to end"),
+    "doctor": Verb("armworld.evaluation.doctor", "DoctorConfig", "doctor", "say what a world model can plan with"),
+    "landscape": Verb("armworld.evaluation.landscape", "LandscapeConfig", "landscape", "draw a model's energy"),
+    "report": Verb("armworld.evaluation.joining", "ReportConfig", "report", "join runs into one page"),
+    "deploy": Verb("armworld.real.deploy", "DeployConfig", "deploy", "drive a real or simulated robot"),
+    "replay": Verb("armworld.real.replay", "ReplayConfig", "replay", "step through a deployment's log"),
     "verify": Verb("armworld.worldmodel.verify", "VerifyConfig", "verify", "check against reference values"),
 }
 

@@ -1,0 +1,139 @@
+"""`armworld recipe`: everything that makes the shipped weights, as one resumable command with a time budget.
+
+Collect three mixes of behaviours in lab1 -> pretrain the encoder -> train the predictor on its frozen features ->
+export. Each stage resumes by itself, so the same command goes on wherever it stopped. With a GPU the same settings
+take more steps in the same minutes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from armworld.datasets.behaviours import Mix
+from armworld.datasets.collect import CollectConfig, collect
+from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
+from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
+from armworld.worldmodel.pretrain import PretrainConfig, pretrain
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """How the shipped weights are made.
+
+    Attributes:
+        out: Folder for data, runs and the exported checkpoint; the same command goes on with what it holds.
+        pretrain_minutes: Training time of the encoder.
+        posttrain_minutes: Training time of the predictor.
+        scale: Factor on the number of episodes; 1 is 3,000 episodes, 78,000 frames.
+        workers: Processes that collect.
+        control: Also train the same predictor over an untrained encoder of the same size.
+        seed: Seed of both trainings; the data's seeds are fixed.
+        device: auto, cpu or cuda.
+        dtype: bfloat16 (autocast) or float32.
+    """
+
+    out: Path
+    pretrain_minutes: float = 22.0
+    posttrain_minutes: float = 30.0
+    scale: float = 1.0
+    workers: int = 2
+    control: bool = False
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"scale must be positive, got {self.scale}")
+
+    def mixes(self) -> list[CollectConfig]:
+        """Reaching and play; grasping; picking and placing. Seeds do not overlap."""
+        reach = Mix(reach=0.5, play=0.3, objects=0.2)
+        grasp = Mix(reach=0, play=0, objects=0.25, expert=0.2, noisy_expert=0.35, recover=0.2)
+        place = Mix(reach=0, play=0, objects=0.1, expert=0.25, noisy_expert=0.4, recover=0.25)
+        both = ("cup", "box")
+        return [
+            self._mix("reach", 1500, 0, reach, ("cup",)),
+            self._mix("grasp", 900, 100_000, grasp, both),
+            self._mix("pick_place", 600, 200_000, place, both),
+        ]
+
+    def _mix(self, task: str, episodes: int, seed: int, mix: Mix, objects: tuple[str, ...]) -> CollectConfig:
+        return CollectConfig(
+            out=self.out / "data" / task,
+            episodes=max(2, round(self.scale * episodes)),
+            seed=seed,
+            workers=self.workers,
+            task=task,
+            objects=objects,
+            behaviours=mix,
+        )
+
+    def pretraining(self, data: tuple[Path, ...]) -> PretrainConfig:
+        """The encoder's training."""
+        return PretrainConfig(
+            data=data,
+            out=self.out / "encoder",
+            size="tiny",
+            depth=6,
+            predictor_width=96,
+            predictor_depth=4,
+            predictor_heads=3,
+            state_loss=1.0,
+            minutes=self.pretrain_minutes,
+            seed=self.seed,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def posttraining(self, data: tuple[Path, ...], encoder: str, name: str) -> PosttrainConfig:
+        """The predictor's training over an encoder's features."""
+        return PosttrainConfig(
+            data=data,
+            encoder=encoder,
+            out=self.out / name,
+            frames=2,
+            rollout=0,
+            width=256,
+            depth=6,
+            heads=4,
+            merge=2,
+            batch=128,
+            learning_rate=1.5e-3,
+            minutes=self.posttrain_minutes,
+            seed=self.seed,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+
+def recipe(config: RecipeConfig, console: Console | None = None) -> Path:
+    """Run what is not done yet and return the folder of the exported checkpoint, `out/weights`."""
+    console = console or Console()
+    mixes = config.mixes()
+    for mix in mixes:
+        console.rule(f"collect: {mix.task}")
+        collect(mix)
+    data = tuple(mix.out for mix in mixes)
+    console.rule("pretrain the encoder")
+    pretraining = config.pretraining(data)
+    encoder = str(pretrain(pretraining))
+    console.rule("train the predictor")
+    model = posttrain(config.posttraining(data, encoder, "predictor"))
+    out = export(model, config.out / "weights", pretraining)
+    if config.control:
+        console.rule("train the control over an untrained encoder")
+        posttrain(config.posttraining(data, f"random:{pretraining.size}:{pretraining.depth}", "control"))
+    console.print(f"weights: {out}")
+    return out
+
+
+def export(model: Path, out: Path, pretraining: PretrainConfig) -> Path:
+    """The checkpoint in 16 bits, with how its encoder was made."""
+    loaded = load_checkpoint(model)
+    assert loaded.predictor is not None and loaded.config is not None
+    about = {**loaded.about, "pretraining": pretraining.identity()}
+    return save_world_model(out, loaded.encoder, loaded.predictor, loaded.config, about=about, storage="float16")
