@@ -54,6 +54,8 @@ class PosttrainConfig:
         step_seconds: Seconds per step; must be what the data was recorded at or a multiple.
         frames: Frames per clip (8 in the paper).
         rollout: Steps of the rollout loss; 0 leaves it out (2 in the paper).
+        pair_share: Share of the optimiser steps taken on pairs of frames alone (no rollout, batches twice as large):
+            cheap, and what planning one step ahead asks for.
         width: Predictor width.
         depth: Its blocks.
         heads: Its heads.
@@ -82,6 +84,7 @@ class PosttrainConfig:
     step_seconds: float = 0.25
     frames: int = 3
     rollout: int = 2
+    pair_share: float = 0.0
     width: int = 192
     depth: int = 6
     heads: int = 3
@@ -121,11 +124,11 @@ class PredictionLoss(nn.Module):
         self.predictor, self.rollout = predictor, rollout
 
     def forward(self, z_BTND: Tensor, states_BTA: Tensor, actions_BTA: Tensor) -> dict[str, Tensor]:
-        """The parts of the loss and their sum, `loss`; `actions` has T - 1 steps."""
+        """The parts of the loss and their sum, `loss`; `actions` has T - 1 steps. Short clips have no rollout part."""
         forced = self.predictor(z_BTND[:, :-1], actions_BTA, states_BTA[:, :-1])
         z_hat = normalize(forced.z.float())
         parts = {"teacher_forcing": F.l1_loss(z_hat, z_BTND[:, 1:].float())}
-        if self.rollout > 1:
+        if self.rollout > 1 and z_BTND.shape[1] > self.rollout:
             parts["rollout"] = self._rollout(z_BTND, states_BTA, actions_BTA, z_hat[:, :1])
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
@@ -224,8 +227,9 @@ def posttrain(config: PosttrainConfig) -> Path:
     share = processes.share(config.batch)
     for step in run.steps():
         run.set_learning_rate(config.learning_rate * 0.18, config.learning_rate)
-        z, states = train.sample(generators[0], config.batch, config.frames)
-        z, states = z[share].to(device), states[share].to(device)
+        pairs = generators[0].random() < config.pair_share
+        z, states = train.sample(generators[0], config.batch * (1 + pairs), 2 if pairs else config.frames)
+        z, states = (part.unflatten(0, (config.batch, -1))[share].flatten(0, 1).to(device) for part in (z, states))
         with precision(device, config.dtype):
             parts = model(z, states, action_between(states[:, :-1], states[:, 1:]))
         run.optimise(parts["loss"])
