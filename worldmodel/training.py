@@ -260,8 +260,8 @@ class TrainingRun:
         """
         if not torch.isfinite(loss):
             raise ValueError(
-                f"the loss became {float(loss.detach())} at step {self.budget.step}; the last good state is kept in {self.out}. "
-                "Lower the learning rate or use --dtype float32, and run the command again"
+                f"the loss became {float(loss.detach())} at step {self.budget.step}; the last good state is kept "
+                f"in {self.out}. Lower the learning rate or use --dtype float32, and run the command again"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
