@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -24,7 +26,7 @@ def smooth_frames(rows: int, size: int, shift: float = 0.0) -> np.ndarray:
 def make_episode(
     seed: int = 0,
     rows: int = 12,
-    size: int = 32,
+    size: int = 64,
     cameras: tuple[str, ...] = ("left",),
     step_seconds: float = 0.25,
     success: bool = False,
@@ -54,14 +56,19 @@ def make_episode(
     )
 
 
-def write_dataset(root: Path, episodes: int = 3, **settings) -> list[Path]:
+def write_dataset(root: Path, episodes: int = 3, **settings: Any) -> list[Path]:
     """Write that many episodes; answers their folders."""
     return [write_episode(root, make_episode(seed, **settings)) for seed in range(episodes)]
 
 
-def edit_array(folder: Path, key: str, change) -> None:
+def open_h5(path: Path, mode: Literal["r", "r+"] = "r") -> Any:
+    """An HDF5 file without h5py's union types."""
+    return h5py.File(path, mode)
+
+
+def edit_array(folder: Path, key: str, change: Callable[[np.ndarray], np.ndarray | None]) -> None:
     """Replace an HDF5 array by `change(array)`; None deletes it."""
-    with h5py.File(folder / "trajectory.h5", "r+") as file:
+    with open_h5(folder / "trajectory.h5", "r+") as file:
         array = file[key][()]
         del file[key]
         new = change(array)

@@ -110,7 +110,7 @@ def test_bad_videos_and_doubled_uuids_are_errors(tmp_path: Path) -> None:
 def test_packed_frames_equal_the_videos(tmp_path: Path) -> None:
     folders = write_dataset(tmp_path, 3, rows=7)
     store = load_frames(tmp_path)
-    assert isinstance(store.array(), np.memmap) and store.array().shape == (21, 32, 32, 3)
+    assert isinstance(store.array(), np.memmap) and store.array().shape == (21, 64, 64, 3)
     for number, folder in enumerate(folders):
         rows = slice(store.offsets[number], store.offsets[number + 1])
         episode = read_episode(folder)
@@ -131,9 +131,9 @@ def test_packed_frames_follow_the_dataset(tmp_path: Path) -> None:
 def test_open_clips_draws_windows_inside_episodes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_dataset(tmp_path / name, 2, rows=6)
-    source = open_clips((tmp_path / "a", tmp_path / "b"), 32, 0.5)
+    source = open_clips((tmp_path / "a", tmp_path / "b"), 64, 0.5)
     clips = source.sample(np.random.default_rng(0), 50, 3)
-    assert clips.shape == (50, 3, 32, 32, 3) and clips.dtype == np.uint8
+    assert clips.shape == (50, 3, 64, 64, 3) and clips.dtype == np.uint8
     np.testing.assert_array_equal(clips, source.sample(np.random.default_rng(0), 50, 3))
     pool = source.stores[0].array()
     pairs = {pool[i].tobytes(): i % 6 for i in range(len(pool))}

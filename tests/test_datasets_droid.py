@@ -9,7 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
@@ -23,7 +22,7 @@ from armworld.datasets.video import VideoError, count_frames, read_video, write_
 from armworld.pose import euler_to_matrix
 
 sys.path.insert(0, str(Path(__file__).parent))
-from datasets_helpers import make_episode, smooth_frames, tree_bytes, write_dataset
+from datasets_helpers import make_episode, open_h5, smooth_frames, tree_bytes, write_dataset
 
 METADATA = [
     "uuid", "lab", "user", "user_id", "date",
@@ -86,7 +85,7 @@ def test_rates_are_stated(folder: Path) -> None:
 
 def test_trajectory_arrays(folder: Path) -> None:
     metadata = read_metadata(folder)
-    with h5py.File(folder / "trajectory.h5") as file:
+    with open_h5(folder / "trajectory.h5") as file:
         for key, shape in ARRAYS.items():
             assert file[key].shape == (12, *shape) and file[key].dtype == np.float64, key
         for name, serial in metadata["cameras"].items():
@@ -114,7 +113,7 @@ def test_what_the_public_loader_reads(tmp_path: Path, folder: Path) -> None:
     frames = reader.get_batch(list(range(0, 8 * stride, stride))).asnumpy()
     original = make_episode(7, cameras=("left", "right", "wrist"))
     assert np.abs(frames.astype(int) - original.frames["left"][:8]).mean() < 4
-    with h5py.File(Path(episode, "trajectory.h5")) as file:
+    with open_h5(Path(episode, "trajectory.h5")) as file:
         pose = np.asarray(file["observation"]["robot_state"]["cartesian_position"])
         camera = file["observation"]["camera_extrinsics"][f"{video.stem}_left"]
         assert len(pose) == len(reader) == len(camera)

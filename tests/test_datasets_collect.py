@@ -1,0 +1,230 @@
+"""Collection: the same episodes whatever interrupts it and however many processes make them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from armworld.datasets import collect as collect_module
+from armworld.datasets.behaviours import BEHAVIOURS, Mix, make_behaviour
+from armworld.datasets.collect import CollectConfig, collect
+from armworld.datasets.droid import find_episodes
+from armworld.datasets.fanout import WorkersLost, run_jobs
+from armworld.datasets.trajectory import read_episode, read_trajectory
+from armworld.datasets.validate import validate
+from armworld.envs.controller import ACTION_BOUND
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+import datasets_fake  # noqa: E402
+from datasets_helpers import tree_bytes  # noqa: E402
+
+TASK = "datasets_fake:fake/Arm-v0"
+
+
+def settings(out: Path, episodes: int = 6, workers: int = 1, **changes) -> CollectConfig:
+    values = {"image_size": 64, "steps": 5, "task": TASK, "behaviours": Mix(reach=1, play=1, objects=1)}
+    return CollectConfig(out, episodes=episodes, workers=workers, **{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six episodes, collected in one go by this process."""
+    out = tmp_path_factory.mktemp("whole") / "data"
+    collect(settings(out))
+    return out
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """Every file but the index, which holds absolute paths."""
+    return {name: data for name, data in tree_bytes(root).items() if name != "index.csv"}
+
+
+def test_collected_data_pass_validation(whole: Path) -> None:
+    assert validate(whole) == []
+    card = collect(settings(whole))  # nothing is missing: only counts anew
+    assert card["counts"]["episodes"] == 6 and card["counts"]["frames"] == 36 and card["seeds"] == [0, 5]
+    assert 0 <= card["contact_share"] <= 1
+    assert card["licence"] == "Apache-2.0" and card["rates"]["step_seconds"] == 0.25
+    assert "6 episodes" in (whole / "README.md").read_text()
+    assert len((whole / "index.csv").read_text().splitlines()) == 6
+
+
+def test_states_are_the_reached_ones_and_actions_lead_from_one_to_the_next(whole: Path) -> None:
+    for folder in find_episodes(whole):
+        episode = read_episode(folder)
+        assert len(episode) == 6 and not episode.actions[-1].any()
+        assert (np.abs(episode.actions) <= ACTION_BOUND + 1e-12).all()
+        np.testing.assert_array_equal(episode.simulation["physics"], episode.states)
+        inside = np.abs(np.diff(episode.states[:, :3], axis=0) - episode.actions[:-1, :3]) < 1e-9
+        assert inside.mean() > 0.5  # the rest was held at the workspace's walls
+        assert set(episode.details) >= {"behaviour", "draws", "level", "lab", "object", "contact_rows"}
+
+
+def test_the_number_of_workers_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    collect(settings(tmp_path / "two", workers=2))
+    assert content(tmp_path / "two") == content(whole)
+
+
+def test_an_interrupt_keeps_what_is_done_and_a_rerun_completes(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def interrupted(config: CollectConfig, seed: int) -> str:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(seed)
+        return original(config, seed)
+
+    original = collect_module.collect_episode
+    monkeypatch.setattr(collect_module, "collect_episode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect(settings(tmp_path))
+    assert len(find_episodes(tmp_path)) == 3 and validate(tmp_path) == []
+    monkeypatch.undo()
+    collect(settings(tmp_path))
+    assert content(tmp_path) == content(whole)
+
+
+def test_growing_in_two_runs_equals_one(whole: Path, tmp_path: Path) -> None:
+    collect(settings(tmp_path, episodes=2))
+    collect(settings(tmp_path, episodes=6))
+    assert content(tmp_path) == content(whole)
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    collect(settings(tmp_path, episodes=1))
+    with pytest.raises(ValueError, match=r"another configuration.*steps: 5 there, 6 asked for"):
+        collect(settings(tmp_path, steps=6))
+    assert len(find_episodes(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"episodes": 0}, "episodes must be at least 1"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"image_size": 33}, "must be even"),
+        ({"cameras": ()}, "cameras must name"),
+        ({"seed": 999_999, "episodes": 2}, "training seeds lie in 0 ... 999999"),
+        ({"seed": -1}, "training seeds"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, **changes)
+    with pytest.raises(ValueError, match="shares must be"):
+        Mix(reach=0, play=0)
+
+
+def test_a_lost_worker_s_episodes_are_redone(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trap = tmp_path / "trap"
+    trap.touch()
+    monkeypatch.setenv(datasets_fake.CRASH_VARIABLE, str(trap))
+    collect(settings(tmp_path / "data", workers=2))
+    assert not trap.exists(), "a worker died"
+    assert content(tmp_path / "data") == content(whole)
+
+
+def die(_: int) -> int:
+    os._exit(3)
+
+
+def test_workers_that_always_die_end_the_run() -> None:
+    with pytest.raises(WorkersLost, match="2 jobs left"):
+        list(run_jobs(die, [1, 2], 2))
+
+
+def test_kill_at_a_few_random_moments(whole: Path, tmp_path: Path) -> None:
+    kill_at_random(whole, tmp_path, moments=3, seed=0)
+
+
+@pytest.mark.slow
+def test_kill_at_fifty_random_moments(whole: Path, tmp_path: Path) -> None:
+    kill_at_random(whole, tmp_path, moments=50, seed=1)
+
+
+SCRIPT = """
+import sys; sys.path.insert(0, {tests!r})
+from pathlib import Path
+import armworld.datasets.collect as c
+from armworld.datasets.behaviours import Mix
+config = c.CollectConfig(Path({out!r}), episodes=6, workers=1, image_size=64, steps=5, task={task!r},
+                         behaviours=Mix(reach=1, play=1, objects=1))
+print("ready", flush=True)
+c.collect(config)
+"""
+
+
+def kill_at_random(whole: Path, tmp_path: Path, moments: int, seed: int) -> None:
+    """SIGKILL a collection again and again, each time a little later or earlier; the last run completes."""
+    rng = np.random.default_rng(seed)
+    out = tmp_path / "data"
+    script = SCRIPT.format(tests=str(TESTS), out=str(out), task=TASK)
+    killed = 0
+    while killed < moments:
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(rng.uniform(0, 0.25))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:  # it had finished: begin anew
+            assert content(out) == content(whole)
+            subprocess.run(["rm", "-r", str(out)], check=True)
+        killed += 1
+        for folder in find_episodes(out) if list(out.glob("lab1/*/*/[0-9]*")) else []:
+            read_trajectory(folder)  # whatever is visible is whole
+    collect(settings(out))
+    assert content(out) == content(whole)
+
+
+def test_every_behaviour_stays_in_bounds_and_moves() -> None:
+    arm = datasets_fake.FakeArm(cameras=("left",), image_size=16, max_steps=60)
+    box = arm.simulator.workspace
+    for name in ("reach", "play", "objects"):
+        travelled = []
+        for seed in range(4):
+            observation, _ = arm.reset(seed=seed)
+            agent = make_behaviour(name, arm, np.random.default_rng(seed))
+            for _ in range(60):
+                action = agent.act(observation)
+                assert action.shape == (7,) and (np.abs(action) <= ACTION_BOUND).all()
+                observation, *_ = arm.step(action)
+                assert (arm.simulator.state[:3] >= np.array(box.low) - 1e-9).all()
+                assert (arm.simulator.state[:3] <= np.array(box.high) + 1e-9).all()
+                travelled.append(np.abs(action[:3]).max())
+        assert max(travelled) > 0.05 and np.percentile(travelled, 20) < 0.02, "large and fine motions both occur"
+    with pytest.raises(ValueError, match="unknown behaviour 'dance'; valid: reach, play"):
+        make_behaviour("dance", arm, np.random.default_rng(0))
+    assert set(BEHAVIOURS) == set(Mix().shares())
+
+
+def test_reaching_covers_the_workspace() -> None:
+    arm = datasets_fake.FakeArm(cameras=("left",), image_size=16, max_steps=60)
+    places = []
+    for seed in range(60):
+        observation, _ = arm.reset(seed=seed)
+        agent = make_behaviour("reach" if seed % 2 else "play", arm, np.random.default_rng(seed))
+        for _ in range(25):
+            observation, *_ = arm.step(agent.act(observation))
+            places.append(arm.simulator.state[:3].copy())
+    low, high = np.array(arm.simulator.workspace.low), np.array(arm.simulator.workspace.high)
+    unit = (np.stack(places) - low) / (high - low)
+    for axis in range(3):
+        counts, _ = np.histogram(unit[:, axis], bins=10, range=(0, 1))
+        assert counts.min() > 0.03 * len(places), f"axis {axis}: {counts}"
+
+
+def test_same_mix_same_draws() -> None:
+    mix = Mix(reach=1, play=3)
+    draws = [mix.draw(np.random.default_rng([seed, 0])) for seed in range(400)]
+    assert draws == [mix.draw(np.random.default_rng([seed, 0])) for seed in range(400)]
+    assert 0.65 < draws.count("play") / 400 < 0.85 and set(draws) == {"reach", "play"}
