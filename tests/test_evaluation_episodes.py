@@ -187,7 +187,7 @@ import evaluation_fake as fake
 from pathlib import Path
 from armworld.evaluation.cells import Cell, run_episodes
 if __name__ == "__main__":
-    run_episodes(Cell(fake.ID, {"max_steps": 8}, "walk_slowly", Path(sys.argv[2])), range(40), 2)
+    run_episodes(Cell(fake.ID, {"max_steps": 8}, "walk_slowly", Path(sys.argv[2])), range(400), 2)
 """
 
 
@@ -197,14 +197,13 @@ def test_resume_after_a_kill(tmp_path: Path, how: signal.Signals) -> None:
     script.write_text(SLOW)
     run = subprocess.Popen([sys.executable, str(script), str(TESTS), str(tmp_path / "out")], stderr=subprocess.PIPE)
     episodes = tmp_path / "out" / "episodes"
-    deadline = time.monotonic() + 60
-    while len(list(episodes.glob("*.json"))) < 3 and time.monotonic() < deadline:
+    while len(list(episodes.glob("*.json"))) < 3:
         assert run.poll() is None, run.stderr and run.stderr.read().decode()
         time.sleep(0.02)
     run.send_signal(how)
-    run.communicate(timeout=30)
+    run.communicate()
     done = len(list(episodes.glob("*.json")))
-    assert 3 <= done < 40
+    assert 3 <= done < 400
     for path in episodes.glob("*.json"):
         EpisodeResult.from_json(json.loads(path.read_text()))
     finished = run_episodes(cell(tmp_path / "out", "walk_slowly"), range(40))
