@@ -1,0 +1,1 @@
+"""Rivals of planning on the same data, cameras, actions, goals and scoring; each plugs in as an `Agent`."""

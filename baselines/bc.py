@@ -1,0 +1,292 @@
+"""`armworld bc`: train the Octo-style policy from scratch, or a small policy on a frozen encoder's features.
+
+The recipe is Octo's (arXiv 2405.12213) with V-JEPA 2's hindsight goals: see `demonstrations.py` for goals and masks,
+`policy.py` and `diffusion.py` for the network, `augment.py` for the images. The moving average of the weights is what
+is saved as `out/model`; the weights of the last step lie beside it in `out/model_last`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from armworld.baselines.augment import Draws, augment, draw_augmentation
+from armworld.baselines.compute import parameters, training_flop
+from armworld.baselines.demonstrations import (
+    Demonstrations,
+    Relabelling,
+    choose_episodes,
+    measure_scales,
+    split_episodes,
+)
+from armworld.baselines.features_bc import open_feature_store
+from armworld.baselines.policy import SIZES, Batch, Policy, PolicyConfig, policy_config
+from armworld.datasets.clips import load_frames
+from armworld.datasets.store import Store
+from armworld.types import check_name
+from armworld.worldmodel.checkpoint import save_parts
+from armworld.worldmodel.encoder import Encoder
+from armworld.worldmodel.model import WorldModelConfig
+from armworld.worldmodel.posttrain import open_encoder
+from armworld.worldmodel.sizes import check_image_size
+from armworld.worldmodel.training import (
+    Budget,
+    Processes,
+    TrainingRun,
+    parameter_groups,
+    pick_device,
+    plot_metrics,
+    precision,
+)
+
+
+@dataclass(frozen=True)
+class BCTrainConfig:
+    """Goal-conditioned behaviour cloning with a diffusion head.
+
+    Attributes:
+        data: Dataset folders, as `armworld collect` writes them.
+        out: Run folder; the same command goes on with what it holds.
+        size: Network size: debug, cpu, octo-small (Octo's small one) or octo-base.
+        encoder: Read this frozen encoder's features instead of pixels: a checkpoint, or random:SIZE[:DEPTH].
+        layers: Use the features after this many encoder blocks; none for all.
+        cache: Folder of cached features; by default in the run's folder. May be shared with `armworld posttrain`.
+        camera: The camera whose frames are used.
+        image_size: Frame height and width in pixels; a trained encoder brings its own.
+        step_seconds: Seconds per step; must be what the data was recorded at or a multiple.
+        proprioception: Also read the arm's state and the goal's.
+        window: Observations seen.
+        chunk: Actions predicted.
+        goal_cap: Hindsight goals lie at most this many steps ahead; none: anywhere in the rest of the episode.
+        past_goal: mask (actions past the goal do not count, as in Octo) or hold (they are zeros and count).
+        successes_only: Use successful episodes only.
+        augment: Crop and recolour the frames.
+        ema: Decay of the moving average of the weights; 0 for none.
+        batch: Samples per optimiser step, over all processes (256 in Octo).
+        steps: Optimiser steps; none to train by time alone.
+        minutes: Wall-time budget, resumed runs included; none to train by steps alone.
+        learning_rate: Peak of the cosine schedule.
+        warmup: Steps of linear warmup, at most a tenth of the budget.
+        weight_decay: AdamW's decay of matrices.
+        held_out: Share of the episodes kept for validation.
+        validate_every: Steps between validations.
+        save_minutes: Minutes between saved states.
+        seed: Seed of weights, samples and noise.
+        device: auto, cpu or cuda.
+        dtype: bfloat16 (autocast) or float32.
+    """
+
+    data: tuple[Path, ...]
+    out: Path
+    size: str = "cpu"
+    encoder: str | None = None
+    layers: int | None = None
+    cache: Path | None = None
+    camera: str = "left"
+    image_size: int = 128
+    step_seconds: float = 0.25
+    proprioception: bool = True
+    window: int = 2
+    chunk: int = 4
+    goal_cap: int | None = 20
+    past_goal: str = "mask"
+    successes_only: bool = False
+    augment: bool = True
+    ema: float = 0.999
+    batch: int = 64
+    steps: int | None = None
+    minutes: float | None = None
+    learning_rate: float = 3e-4
+    warmup: int = 2000
+    weight_decay: float = 0.01
+    held_out: float = 0.03
+    validate_every: int = 500
+    save_minutes: float = 3.0
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        check_name("policy size", self.size, SIZES)
+        if not 0 <= self.ema < 1 or self.batch < 1 or self.validate_every < 1:
+            raise ValueError(
+                f"expected 0 <= ema < 1, batch >= 1 and validate_every >= 1, "
+                f"got {self.ema}, {self.batch}, {self.validate_every}"
+            )
+
+    @property
+    def rule(self) -> Relabelling:
+        """How goals and chunks are made."""
+        return Relabelling(self.window, self.chunk, self.goal_cap, self.past_goal)
+
+    def identity(self) -> dict[str, object]:
+        """What must be equal for a run to be resumed; where it runs and for how long may change."""
+        free = {"out", "cache", "device", "steps", "minutes", "save_minutes", "data"}
+        return {k: v for k, v in asdict(self).items() if k not in free}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Opened data: training and held-out samples, and the frozen encoder if there is one."""
+
+    train: Demonstrations
+    held_out: Demonstrations
+    encoder: Encoder | None
+    patches: int
+    image_size: tuple[int, int]
+
+
+def open_sources(config: BCTrainConfig, device: torch.device) -> Sources:
+    """Pack frames or cache features, and split the episodes."""
+    encoder, size = None, (config.image_size, config.image_size)
+    check_image_size(size)
+    if config.encoder is None:
+        stores: Sequence[Store] = [load_frames(root, config.camera, config.image_size) for root in config.data]
+    else:
+        encoder = open_encoder(config.encoder, config.image_size, config.seed).to(device).eval()
+        folder = config.cache or config.out / "features"
+        stores = [open_feature_store(config.data, encoder, folder, config.camera, config.layers, config.dtype)]
+        size = encoder.config.image_size
+    rng = np.random.default_rng(config.seed)
+    chosen = [choose_episodes(store, config.successes_only) for store in stores]
+    train, held_out = zip(*(split_episodes(numbers, config.held_out, rng) for numbers in chosen), strict=True)
+    rows, columns = check_image_size(size)
+    return Sources(
+        Demonstrations(stores, config.step_seconds, config.rule, train),
+        Demonstrations(stores, config.step_seconds, config.rule, held_out),
+        encoder,
+        rows * columns,
+        size,
+    )
+
+
+def network_config(config: BCTrainConfig, sources: Sources) -> PolicyConfig:
+    """The network's configuration, with the training data's scales."""
+    features = 0 if sources.encoder is None else sources.encoder.config.width
+    base = policy_config(config.size, sources.patches, features)
+    scales = measure_scales(*sources.train.transitions())
+    usage = {"proprioception": config.proprioception, "window": config.window, "chunk": config.chunk}
+    return replace(base, **usage, **scales._asdict())
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, current: nn.Module, decay: float, step: int) -> None:
+    """average <- d average + (1 - d) current, d = min(decay, (1 + step) / (10 + step)): early weights fade sooner."""
+    share = min(decay, (1 + step) / (10 + step))
+    for kept, new in zip(average.parameters(), current.parameters(), strict=True):
+        kept.lerp_(new, 1 - share)
+
+
+def train(config: BCTrainConfig) -> Path:
+    """Train a policy and return its checkpoint folder, `out/model`.
+
+    Raises:
+        ValueError: Bad settings or data, a run folder of other settings, or a loss that is not a number.
+    """
+    device = pick_device(config.device)
+    processes = Processes.from_environment(device)
+    sources = open_sources(config, device)
+    torch.manual_seed(config.seed)
+    policy = Policy(network_config(config, sources)).to(device)
+    average = copy.deepcopy(policy).requires_grad_(False)
+    model = processes.wrap(policy)
+    optimizer = torch.optim.AdamW(parameter_groups(policy, config.weight_decay), lr=config.learning_rate)
+    generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
+    modules: dict[str, nn.Module] = {"policy": policy, "average": average}
+    budget = Budget(config.steps, config.minutes)
+    run = TrainingRun(
+        config.out, config.identity(), budget, modules, optimizer, generators, processes, config.save_minutes
+    )
+    for step in run.steps():
+        run.set_cosine_rate(config.learning_rate, config.warmup)
+        batch, noise = _draw(config, sources.train, policy, generators, processes.share(config.batch), device)
+        with precision(device, config.dtype):
+            loss = model(batch, *noise)
+        run.optimise(loss)
+        update_average(average, policy, config.ema, step)
+        if step % 20 == 0:
+            run.log({"loss": float(loss.detach())})
+        if step and step % config.validate_every == 0:
+            run.log(validate(average, sources.held_out, config, device))
+    if processes.is_main:
+        _export(config, run, sources, policy, average, device)
+    return config.out / "model"
+
+
+def _draw(
+    config: BCTrainConfig,
+    samples: Demonstrations,
+    policy: Policy,
+    generators: tuple[np.random.Generator, torch.Generator],
+    share: slice,
+    device: torch.device,
+) -> tuple[Batch, tuple[Tensor, Tensor]]:
+    """This rank's samples and noise. Every rank draws the whole batch, so all see the same draws."""
+    numpy_rng, torch_rng = generators
+    batch = samples.sample(numpy_rng, config.batch)[share].to(device)
+    step, noise = policy.head.draw((config.batch, config.window), torch_rng)
+    if config.augment and config.encoder is None:
+        draws = Draws(*(part[share] for part in draw_augmentation(config.batch, torch_rng)))
+        images = augment(torch.cat([batch.frames, batch.goal[:, None]], 1), draws)
+        batch = replace(batch, frames=images[:, :-1], goal=images[:, -1])
+    return batch, (step[share].to(device), noise[share].to(device))
+
+
+@torch.no_grad()
+def validate(
+    policy: Policy, samples: Demonstrations, config: BCTrainConfig, device: torch.device, batches: int = 4
+) -> dict[str, float]:
+    """Held-out loss, and how far a drawn first action is from the recorded one.
+
+    Returns:
+        `held_out`: the diffusion loss. `error_mm`: mean distance of the translation (mm). `still_mm`: the same for
+        an action of zeros, which a useful policy must undercut.
+    """
+    rng, generator = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
+    sums = dict.fromkeys(("held_out", "error_mm", "still_mm"), 0.0)
+    for _ in range(batches):
+        batch = samples.sample(rng, min(config.batch, 64)).to(device)
+        noise = (part.to(device) for part in policy.head.draw(batch.valid.shape, generator))
+        with precision(device, config.dtype):
+            sums["held_out"] += float(policy(batch, *noise))
+            drawn = policy.act(batch, generator).float()
+        counted = batch.mask[:, -1, 0]
+        true = batch.actions[counted, -1, 0, :3]
+        sums["error_mm"] += 1000 * float((drawn[counted, 0, :3] - true).norm(dim=-1).mean())
+        sums["still_mm"] += 1000 * float(true.norm(dim=-1).mean())
+    return {name: value / batches for name, value in sums.items()}
+
+
+def _export(
+    config: BCTrainConfig, run: TrainingRun, sources: Sources, policy: Policy, average: Policy, device: torch.device
+) -> None:
+    """Both checkpoints and the curves."""
+    usage = WorldModelConfig(config.step_seconds, sources.image_size, config.camera, config.layers)
+    one = sources.train.sample(np.random.default_rng(0), 1).to(device)
+    noise = [part.to(device) for part in policy.head.draw(one.valid.shape, torch.Generator())]
+    flop = training_flop(lambda: average(one, *noise), config.batch * run.budget.step)
+    about = {
+        "method": "behaviour cloning on frozen features" if config.encoder else "Octo-style, from scratch",
+        "training": config.identity(),
+        "steps": run.budget.step,
+        "seconds": round(run.budget.elapsed),
+        "device": device.type,
+        "parameters": parameters(policy),
+        "training_flop": flop,
+        "data": {
+            "folders": [path.name for path in config.data],
+            "episodes": sources.train.episodes,
+            "samples": len(sources.train),
+        },
+    }
+    for name, network in (("model", average), ("model_last", policy)):
+        scores = validate(network, sources.held_out, config, device)
+        parts = {"encoder": sources.encoder, "policy": network}
+        save_parts(config.out / name, parts, usage, {**about, "validation": scores})
+    plot_metrics(run.metrics_path, config.out / "curves.png", ("loss", "held_out", "error_mm", "learning_rate"))

@@ -1,0 +1,202 @@
+"""`armworld pixels`: train the pixel-space world model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from armworld.baselines.compute import parameters, training_flop
+from armworld.baselines.pixels import PixelModelConfig, PixelNetwork, to_unit
+from armworld.datasets.clips import load_frames
+from armworld.datasets.features import stride_for
+from armworld.datasets.store import Store
+from armworld.pose import action_between
+from armworld.worldmodel.checkpoint import save_parts
+from armworld.worldmodel.model import WorldModelConfig
+from armworld.worldmodel.training import (
+    Budget,
+    Processes,
+    TrainingRun,
+    parameter_groups,
+    pick_device,
+    plot_metrics,
+    precision,
+)
+
+
+@dataclass(frozen=True)
+class PixelTrainConfig:
+    """Training of the pixel-space world model, on the same data as the latent one.
+
+    Attributes:
+        data: Dataset folders, as `armworld collect` writes them.
+        out: Run folder; the same command goes on with what it holds.
+        camera: The camera whose frames are used.
+        image_size: Frame height and width in pixels; a multiple of 16.
+        step_seconds: Seconds per step; must be what the data was recorded at or a multiple.
+        frames: Frames per clip; the rollout loss spans all of them.
+        channels: Of the latent map.
+        blocks: Residual blocks of the predictor.
+        batch: Clips per optimiser step, over all processes.
+        steps: Optimiser steps; none to train by time alone.
+        minutes: Wall-time budget, resumed runs included; none to train by steps alone.
+        learning_rate: Peak of the cosine schedule.
+        warmup: Steps of linear warmup, at most a tenth of the budget.
+        weight_decay: AdamW's decay of matrices.
+        held_out: Share of the episodes kept for validation.
+        validate_every: Steps between validations.
+        save_minutes: Minutes between saved states.
+        seed: Seed of weights and clips.
+        device: auto, cpu or cuda.
+        dtype: bfloat16 (autocast) or float32.
+    """
+
+    data: tuple[Path, ...]
+    out: Path
+    camera: str = "left"
+    image_size: int = 128
+    step_seconds: float = 0.25
+    frames: int = 3
+    channels: int = 64
+    blocks: int = 6
+    batch: int = 32
+    steps: int | None = None
+    minutes: float | None = None
+    learning_rate: float = 1e-3
+    warmup: int = 500
+    weight_decay: float = 0.01
+    held_out: float = 0.03
+    validate_every: int = 250
+    save_minutes: float = 3.0
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.frames < 2 or self.batch < 1:
+            raise ValueError(f"expected frames >= 2 and batch >= 1, got {self.frames} and {self.batch}")
+
+    def identity(self) -> dict[str, object]:
+        """What must be equal for a run to be resumed; where it runs and for how long may change."""
+        free = {"out", "device", "steps", "minutes", "save_minutes", "data"}
+        return {k: v for k, v in asdict(self).items() if k not in free}
+
+
+class PixelClips:
+    """Draws clips of frames, states and actions from packed stores."""
+
+    def __init__(self, stores: list[Store], keep: list[np.ndarray], step_seconds: float, frames: int) -> None:
+        self.stores, self.frames = stores, frames
+        self.strides = [stride_for(store.step_seconds, step_seconds) for store in stores]
+        parts = zip(stores, keep, self.strides, strict=True)
+        starts = [store.starts(frames, stride, episodes) for store, episodes, stride in parts]
+        owner = [np.full(len(part), index) for index, part in enumerate(starts)]
+        self._starts, self._owner = np.concatenate(starts), np.concatenate(owner)
+        if not len(self._starts):
+            raise ValueError(f"no episode holds {frames} frames {step_seconds} s apart")
+
+    def sample(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames uint8 [B, T, H, W, 3], states [B, T, 7], actions [B, T-1, 7]."""
+        drawn = rng.integers(0, len(self._starts), batch)
+        images, states = [], []
+        for number in drawn:
+            index = self._owner[number]
+            windows = self.stores[index].windows(self._starts[number : number + 1], self.frames, self.strides[index])
+            images.append(windows.items[0])
+            states.append(windows.states[0])
+        state = torch.from_numpy(np.stack(states))
+        return torch.from_numpy(np.stack(images)), state, action_between(state[:, :-1], state[:, 1:])
+
+
+def train(config: PixelTrainConfig) -> Path:
+    """Train a pixel-space world model and return its checkpoint folder, `out/model`.
+
+    Raises:
+        ValueError: Bad settings or data, a run folder of other settings, or a loss that is not a number.
+    """
+    device = pick_device(config.device)
+    processes = Processes.from_environment(device)
+    stores = [load_frames(root, config.camera, config.image_size) for root in config.data]
+    kept, held = zip(*(store.split(config.held_out, config.seed) for store in stores), strict=True)
+    clips, held_out = (PixelClips(stores, list(e), config.step_seconds, config.frames) for e in (kept, held))
+    places = np.concatenate([store.states[:, :3] for store in stores])
+    mean, std = (tuple(round(float(v), 6) for v in x) for x in (places.mean(0), places.std(0).clip(1e-3)))
+    torch.manual_seed(config.seed)
+    sizes = PixelModelConfig(channels=config.channels, blocks=config.blocks, state_mean=mean, state_std=std)
+    network = PixelNetwork(sizes).to(device)
+    model = processes.wrap(network)
+    optimizer = torch.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.learning_rate)
+    generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
+    modules: dict[str, nn.Module] = {"network": network}
+    budget = Budget(config.steps, config.minutes)
+    run = TrainingRun(
+        config.out, config.identity(), budget, modules, optimizer, generators, processes, config.save_minutes
+    )
+    for step in run.steps():
+        run.set_cosine_rate(config.learning_rate, config.warmup)
+        share = processes.share(config.batch)
+        images, states, actions = (part[share].to(device) for part in clips.sample(run.numpy_rng, config.batch))
+        with precision(device, config.dtype):
+            parts = model(to_unit(images), states, actions)
+        run.optimise(parts["loss"])
+        if step % 20 == 0:
+            run.log({name: float(value.detach()) for name, value in parts.items()})
+        if step and step % config.validate_every == 0:
+            run.log(validate(network, held_out, config, device))
+    if processes.is_main:
+        _export(config, run, network, clips, held_out, device)
+    return config.out / "model"
+
+
+@torch.no_grad()
+def validate(
+    network: PixelNetwork, clips: PixelClips, config: PixelTrainConfig, device: torch.device, batches: int = 4
+) -> dict[str, float]:
+    """Held-out L1 of the next frame, beside copying the frame and beside another sample's action.
+
+    `gain` is 1 - one_step / copy, as in post-training.
+    """
+    rng = np.random.default_rng(config.seed)
+    sums = dict.fromkeys(("one_step", "copy", "shuffled_actions"), 0.0)
+    for _ in range(batches):
+        images, states, actions = (part.to(device) for part in clips.sample(rng, config.batch))
+        frames = to_unit(images)
+        latent = network.encode(frames[:, 0])
+        own = network.decode(network.step(latent, states[:, 0], actions[:, 0]))
+        other = network.decode(network.step(latent, states[:, 0], actions[:, 0].roll(1, 0)))
+        sums["one_step"] += float(F.l1_loss(own, frames[:, 1]))
+        sums["copy"] += float(F.l1_loss(frames[:, 0], frames[:, 1]))
+        sums["shuffled_actions"] += float(F.l1_loss(other, frames[:, 1]))
+    scores = {name: value / batches for name, value in sums.items()}
+    return {**scores, "gain": 1 - scores["one_step"] / max(scores["copy"], 1e-9)}
+
+
+def _export(
+    config: PixelTrainConfig,
+    run: TrainingRun,
+    network: PixelNetwork,
+    clips: PixelClips,
+    held_out: PixelClips,
+    device: torch.device,
+) -> None:
+    images, states, actions = (part.to(device) for part in clips.sample(np.random.default_rng(0), 1))
+    frames = to_unit(images)
+    about = {
+        "method": "pixel-space world model",
+        "training": config.identity(),
+        "steps": run.budget.step,
+        "seconds": round(run.budget.elapsed),
+        "device": device.type,
+        "parameters": parameters(network),
+        "training_flop": training_flop(lambda: network(frames, states, actions), config.batch * run.budget.step),
+        "data": {"folders": [p.name for p in config.data], "samples": len(clips._starts)},
+        "validation": validate(network, held_out, config, device),
+    }
+    usage = WorldModelConfig(config.step_seconds, (config.image_size, config.image_size), config.camera)
+    save_parts(config.out / "model", {"pixels": network}, usage, about)
+    plot_metrics(run.metrics_path, config.out / "curves.png", ("copied", "forced", "rollout", "one_step", "gain"))
