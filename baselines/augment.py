@@ -46,13 +46,14 @@ def draw_augmentation(batch: int, generator: torch.Generator, ranges: Augmentati
 
 def augment(images: Tensor, draws: Draws) -> Tensor:
     """Images [B, M, 3, H, W] (0 ... 255), changed alike over M -> float32 of the same shape and range."""
-    batch, count = images.shape[:2]
-    flat = images.flatten(0, 1).float() / 255
-    crops, colours, brightness = (part.to(flat.device).repeat_interleave(count, 0) for part in draws)
-    grid = F.affine_grid(crops, list(flat.shape), align_corners=False)
-    flat = F.grid_sample(flat, grid, align_corners=False, padding_mode="border")
-    coloured = torch.einsum("bij,bjhw->bihw", colours, flat - 0.5) + 0.5 + brightness[:, None, None, None]
-    return coloured.clamp(0, 1).mul(255).unflatten(0, (batch, count))
+    batch, count, _, height, width = images.shape
+    crops, colours, brightness = (part.to(images.device) for part in draws)
+    flat = images.flatten(1, 2).float()  # one crop for all channels of a sample
+    grid = F.affine_grid(crops, [batch, 3 * count, height, width], align_corners=False)
+    cropped = F.grid_sample(flat, grid, align_corners=False, padding_mode="border")
+    grey = 0.5 - 0.5 * colours.sum(-1) + brightness[:, None]  # colours turn about mid-grey
+    pixels = cropped.unflatten(1, (count, 3)).flatten(3)
+    return (colours[:, None] @ pixels + 255 * grey[:, None, :, None]).clamp_(0, 255).view(images.shape)
 
 
 def random_crops(batch: int, generator: torch.Generator, ranges: Augmentation) -> Tensor:

@@ -24,7 +24,7 @@ class AgentSettings:
         iterations: Iterations.
         elites: Candidates that the next iteration is fitted to.
         horizon: Imagined steps per plan.
-        execute: Actions executed of each plan before planning again.
+        execute: Actions executed of each plan (or of a policy's chunk) before looking again.
         context: Frames that the model sees.
         schedule: When the next sub-goal is shown: budget or energy.
         seconds_per_action: Time after which a search stops; results then depend on the machine's speed.
@@ -34,6 +34,7 @@ class AgentSettings:
         max_norm: Bound of its length (m).
         max_gripper: Bound of a planned closedness delta; 0 leaves the gripper as it is.
         oracle_planner: The planner that `oracle` uses.
+        ensemble: Policies: mean over the chunks predicted so far, weighted exp(-ensemble * age); none for no mean.
     """
 
     samples: int | None = None
@@ -50,6 +51,7 @@ class AgentSettings:
     max_norm: float | None = None
     max_gripper: float | None = None
     oracle_planner: str = "cem"
+    ensemble: float | None = None
 
     def planner_settings(self) -> dict[str, Any]:
         """The settings that `planners.registry.make_planner` takes, without those left at their defaults."""
@@ -72,13 +74,41 @@ class AgentSettings:
 Builder = Callable[[gymnasium.Env, Any, int, AgentSettings], Agent]
 
 
+def _world_model(name: str) -> Any:
+    from armworld.worldmodel.checkpoint import load_world_model
+
+    return load_world_model(name)
+
+
+def _trained_policy(name: str) -> Any:
+    from armworld.baselines.agent import load_policy
+
+    return load_policy(name)
+
+
+def _pixel_model(name: str) -> Any:
+    from armworld.baselines.pixels import load_pixel_model
+
+    return load_pixel_model(name)
+
+
+def _state_actor(name: str) -> Any:
+    from armworld.baselines.rl import load_actor
+
+    return load_actor(name)
+
+
 @dataclass(frozen=True)
 class Entry:
-    """How an agent is built, whether it needs a world model, and a phrase for the command line's help."""
+    """How an agent is built, whether it needs a model, a phrase for the command line's help, and what loads its model.
+
+    A model is a world model unless `load` says otherwise; it has `step_seconds`, `image_size` and `camera`.
+    """
 
     build: Builder
     model: bool
     summary: str
+    load: Callable[[str], Any] = _world_model
 
 
 def _hold(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
@@ -127,6 +157,19 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
     return build
 
 
+def _policy(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
+    from armworld.baselines.agent import PolicyAgent
+
+    generator = torch.Generator().manual_seed(agent_seed(seed))
+    return PolicyAgent(model, camera_of(env, model), generator, settings.execute or 1, settings.ensemble)
+
+
+def _sac(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
+    from armworld.baselines.rl import StateAgent
+
+    return StateAgent(model)
+
+
 AGENTS: dict[str, Entry] = {
     "hold": Entry(_hold, False, "does nothing: the floor"),
     "random": Entry(_random, False, "random actions: the other floor"),
@@ -138,19 +181,28 @@ AGENTS: dict[str, Entry] = {
     "mppi": Entry(_planning("mppi"), True, "path-integral weights over all samples"),
     "gradient": Entry(_planning("gradient"), True, "Adam through the predictor from several starts"),
     "random_shooting": Entry(_planning("random"), True, "best of many uniform plans"),
+    "pixels": Entry(_planning("cem"), True, "cross-entropy method on a world model of pixels", _pixel_model),
+    "octo": Entry(_policy, True, "Octo-style behaviour cloning, from scratch", _trained_policy),
+    "features_bc": Entry(_policy, True, "behaviour cloning on a frozen encoder's features", _trained_policy),
+    "sac": Entry(_sac, True, "reinforcement learning on the simulator's state: a privileged reference", _state_actor),
     "oracle": Entry(_planning(None, oracle=True), True, "the simulator as the model, the same encoder and energy"),
 }
 
 
-def camera_of(env: gymnasium.Env, model: Any) -> str:
-    """The camera that a planning agent looks through: the environment's first."""
-    cameras = getattr(env.unwrapped, "cameras", None)
+def camera_of(env: gymnasium.Env | None, model: Any) -> str:
+    """The camera that an agent looks through: the environment's first, or the model's where there is none."""
+    cameras = None if env is None else getattr(env.unwrapped, "cameras", None)
     return cameras[0] if cameras else model.camera
 
 
 def needs_model(name: str) -> bool:
-    """Whether the agent `name` plans on a world model."""
+    """Whether the agent `name` plans on a world model or plays a trained policy."""
     return AGENTS[check_name("agent", name, AGENTS)].model
+
+
+def load_model(agent: str, name: str) -> Any:
+    """The model that `agent` needs: shipped as `name`, or in that folder. ValueError where it is of another kind."""
+    return AGENTS[check_name("agent", agent, AGENTS)].load(name)
 
 
 def agent_seed(seed: int) -> int:
@@ -164,7 +216,7 @@ def make_agent(name: str, env: gymnasium.Env, model: Any, seed: int, settings: A
     Args:
         name: One of `AGENTS`.
         env: The environment that it will act in (the expert and the oracle read it).
-        model: World model, for the agents that plan; else None.
+        model: What `load_model` answers, for the agents that need one; else None.
         seed: The episode's seed; the agent's own draws are derived from it.
         settings: How planners plan.
 
@@ -174,7 +226,7 @@ def make_agent(name: str, env: gymnasium.Env, model: Any, seed: int, settings: A
     entry = AGENTS[check_name("agent", name, AGENTS)]
     if entry.model:
         if model is None:
-            raise ValueError(f"agent {name!r} plans on a world model; none was given")
+            raise ValueError(f"agent {name!r} needs a trained model; none was given")
         step = getattr(getattr(env.unwrapped, "simulator", env.unwrapped), "step_seconds", model.step_seconds)
         if abs(step - model.step_seconds) > 1e-6:
             raise ValueError(f"the model's step is {model.step_seconds} s, the environment's {step} s")

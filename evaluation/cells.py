@@ -20,7 +20,7 @@ from typing import Any
 
 import gymnasium
 
-from armworld.evaluation.agents import AgentSettings, make_agent, needs_model
+from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, make_agent, needs_model
 from armworld.evaluation.episodes import EpisodeResult, run_episode
 from armworld.evaluation.files import plain, read_json, write_json
 
@@ -40,7 +40,7 @@ class Cell:
         env_id: A Gymnasium id of armworld's interface (`module:Name-v0` imports the module first).
         env_kwargs: Passed to `gymnasium.make`.
         agent: A name of `agents.AGENTS`.
-        model: Name or path of a world model; None for agents that need none.
+        model: Name or path of its model; None for agents that need none.
         settings: The agent's settings.
         out: The cell's folder.
         film: Seeds to write a video of.
@@ -112,12 +112,12 @@ class Worker:
     def __init__(self) -> None:
         self._env: gymnasium.Env | None = None
         self._env_key: Any = None
-        self._models: dict[str, Any] = {}
+        self._models: dict[Any, Any] = {}
 
     def run(self, cell: Cell, seed: int) -> EpisodeResult:
         """Run, film if asked, and store one episode; its record is written last."""
         env = self._open(cell)
-        model = self._model(cell.model) if needs_model(cell.agent) else None
+        model = self._model(cell) if needs_model(cell.agent) else None
         agent = make_agent(cell.agent, env, model, seed, cell.settings)
         recorder = None
         if seed in cell.film:
@@ -136,13 +136,12 @@ class Worker:
             self._env, self._env_key = open_env(cell.env_id, cell.env_kwargs), key
         return self._env
 
-    def _model(self, name: str | None) -> Any:
-        from armworld.worldmodel.checkpoint import load_world_model
-
-        assert name is not None, "cells of planning agents are claimed with their model"
-        if name not in self._models:
-            self._models = {name: load_world_model(name)}
-        return self._models[name]
+    def _model(self, cell: Cell) -> Any:
+        assert cell.model is not None, "cells of agents that need a model are claimed with it"
+        key = (AGENTS[cell.agent].load, cell.model)
+        if key not in self._models:
+            self._models = {key: load_model(cell.agent, cell.model)}
+        return self._models[key]
 
     def close(self) -> None:
         """Close the environment (and its renderer)."""

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from armworld.evaluation.agents import AGENTS, AgentSettings, needs_model
+from armworld.evaluation.agents import AGENTS, AgentSettings
 from armworld.evaluation.cells import Cell
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
@@ -32,7 +32,7 @@ class Episodes:
         object: cup, box or bottle.
         lab: lab1 or lab2.
         agent: Who drives the arm: hold, random, expert, cem, cem_published, cem_adam, icem, mppi, gradient,
-            random_shooting, oracle.
+            random_shooting, oracle, pixels, octo, features_bc, sac.
         episodes: How many; their seeds are seed, seed + 1, ...
         seed: First episode's seed.
         seeds: Seeds as A-B, A,B,C or a file with one per line, in place of `episodes` and `seed`.
@@ -137,7 +137,7 @@ def plan_record(config: PlanConfig, results: Mapping[str, Sequence[EpisodeResult
         "object": config.object,
         "lab": config.lab,
         "agent": config.agent,
-        "model": config.model if needs_model(config.agent) else None,
+        "model": config.model_of(config.agent),
         "step_seconds": config.step_seconds,
         **score(own),
         "summary": summary(own),

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from armworld.evaluation.agents import AgentSettings, needs_model
+from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, needs_model
 from armworld.evaluation.cells import Cell, env_id_of, run_cells
 from armworld.evaluation.episodes import EpisodeResult
+from armworld.types import check_name
 
 THRESHOLDS = {"reach": 0.04}  # m; the other tasks are judged by where the object is
 
@@ -23,6 +24,7 @@ class Setup:
 
     Attributes:
         model: Name of a shipped world model, or a checkpoint folder.
+        models: Other checkpoints for some agents: AGENT=PATH, separated by commas.
         out: Folder for results and pages. Finished episodes in it are kept and not run again.
         workers: Processes, one thread each.
         level: Variation between episodes: none, jitter or full.
@@ -33,6 +35,7 @@ class Setup:
     """
 
     model: str = "default"
+    models: str = ""
     out: Path = Path("runs/plan")
     workers: int = 1
     level: str = "none"
@@ -44,6 +47,23 @@ class Setup:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
+
+    @property
+    def _own_models(self) -> dict[str, str]:
+        pairs = [part.strip().partition("=") for part in self.models.split(",") if part.strip()]
+        for agent, _, path in pairs:
+            if not agent or not path:
+                raise ValueError(f"models {self.models!r}: expected AGENT=PATH, separated by commas")
+        return {agent: path for agent, _, path in pairs}
+
+    def model_of(self, agent: str) -> str | None:
+        """Name or path of the agent's model; None for one that needs none."""
+        return self._own_models.get(agent, self.model) if needs_model(agent) else None
+
+    def check_models(self, agents: Sequence[str]) -> None:
+        """A ValueError where `models` names an agent that does not run or needs no model."""
+        for name in self._own_models:
+            check_name("agent in models", name, [agent for agent in agents if needs_model(agent)])
 
     def env_kwargs(self, object_name: str, lab: str) -> dict[str, Any]:
         """Arguments of `gymnasium.make`; the setup must be resolved."""
@@ -67,23 +87,31 @@ def resolve(setup: AnySetup, agents: Iterable[str]) -> AnySetup:
     Raises:
         ValueError: No such model, or a given value that contradicts it.
     """
-    if not any(needs_model(name) for name in agents):
-        return replace(
-            setup,
-            camera=setup.camera or "left",
-            image_size=setup.image_size or 128,
-            step_seconds=setup.step_seconds or 0.25,
-        )
-    from armworld.worldmodel.checkpoint import load_world_model
+    agents = list(agents)
+    setup.check_models(agents)
+    models = {(AGENTS[name].load, setup.model_of(name)): name for name in agents if needs_model(name)}
+    for (_, path), name in models.items():
+        assert path is not None, "an agent that needs a model has one"
+        setup = _fit(setup, path, load_model(name, path))
+    return replace(
+        setup,
+        camera=setup.camera or "left",
+        image_size=setup.image_size or 128,
+        step_seconds=setup.step_seconds or 0.25,
+    )
 
-    model = load_world_model(setup.model)
-    height, width = model.image_size
-    if height != width:
-        raise ValueError(f"model {setup.model!r} sees {height}×{width} images; the environments render squares")
-    told = {"image_size": height, "step_seconds": model.step_seconds}
-    for name, value in told.items():
-        if getattr(setup, name) not in (None, value):
-            raise ValueError(f"model {setup.model!r} was made for {name} {value}, got {getattr(setup, name)}")
+
+def _fit(setup: AnySetup, name: str, model: Any) -> AnySetup:
+    """The setup with what this model determines; one that sees no image leaves camera and image size open."""
+    told: dict[str, Any] = {"step_seconds": model.step_seconds}
+    if model.image_size is not None:
+        height, width = model.image_size
+        if height != width:
+            raise ValueError(f"model {name!r} sees {height}×{width} images; the environments render squares")
+        told["image_size"] = height
+    for key, value in told.items():
+        if getattr(setup, key) not in (None, value):
+            raise ValueError(f"model {name!r} was made for {key} {value}, got {getattr(setup, key)}")
     return replace(setup, camera=setup.camera or model.camera, **told)
 
 
@@ -103,7 +131,7 @@ def make_cell(
         env_kwargs=setup.env_kwargs(object_name, lab),
         agent=agent,
         out=out,
-        model=setup.model if needs_model(agent) else None,
+        model=setup.model_of(agent),
         settings=own if agent == "cem_published" else own.for_task(task),
         film=film,
         threshold_m=THRESHOLDS.get(task),

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from armworld.evaluation.agents import AGENTS, AgentSettings, needs_model
+from armworld.evaluation.agents import AGENTS, AgentSettings
 from armworld.evaluation.cells import Cell
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json, write_text
@@ -175,7 +175,7 @@ def cell_record(config: EvaluateConfig, row: Row, rows: Sequence[Row]) -> dict[s
     return {
         **place._asdict(),
         "agent": cell.agent,
-        "model": config.model if needs_model(cell.agent) else None,
+        "model": config.model_of(cell.agent),
         "step_seconds": config.step_seconds,
         **score(results),
         "summary": summary(results),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from armworld.evaluation.agents import AGENTS, AgentSettings
+from armworld.evaluation.agents import AGENTS, AgentSettings, load_model
 from armworld.pose import action_between
 from armworld.types import Agent, Goal, Observation, check_name
 
@@ -76,7 +76,7 @@ def agent_names() -> tuple[str, ...]:
 
 
 def plans(name: str) -> bool:
-    """Whether the agent plans on a world model."""
+    """Whether the agent needs a model: a world model to plan on, or a trained policy."""
     return AGENTS[check_name("agent", name, agent_names())].model
 
 
@@ -94,8 +94,6 @@ def build_agent(name: str, model: str, seed: int, settings: AgentSettings) -> Ag
         return ServoAgent()
     world: Any = None
     if plans(name):
-        from armworld.worldmodel.checkpoint import load_world_model
-
-        world = load_world_model(model)
+        world = load_model(name, model)
     environment: Any = None  # none of these reads one
     return AGENTS[name].build(environment, world, seed, settings)

@@ -126,10 +126,11 @@ def model_facts(config: DeployConfig) -> ModelFacts:
     facts = ModelFacts(config.step_seconds or 0.25, size, "left")
     if not plans(config.agent):
         return facts
-    from armworld.worldmodel.checkpoint import load_world_model
+    from armworld.evaluation.agents import load_model
 
-    model: Any = load_world_model(config.model)
-    found = ModelFacts(float(model.step_seconds), (int(model.image_size[0]), int(model.image_size[1])), model.camera)
+    model: Any = load_model(config.agent, config.model)
+    seen = model.image_size or size  # None: it looks at no image
+    found = ModelFacts(float(model.step_seconds), (int(seen[0]), int(seen[1])), model.camera or "left")
     if config.step_seconds and abs(config.step_seconds - found.step_seconds) > 1e-6:
         raise ValueError(f"the model's step is {found.step_seconds} s, --step-seconds says {config.step_seconds}")
     if config.image_size and size != found.size:

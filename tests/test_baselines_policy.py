@@ -130,7 +130,7 @@ def test_masked_actions_do_not_count():
     errors = policy.head.errors(readouts(policy, batch), policy.normalise(batch.actions).flatten(2), *noise)
     torch.testing.assert_close(policy(batch, *noise), errors.unflatten(-1, (4, 7))[counted].mean())
     nothing = replace(batch, mask=torch.zeros_like(batch.mask))
-    assert float(policy(nothing, *noise)) == 0
+    assert float(policy(nothing, *noise).detach()) == 0
 
 
 def test_proprioception_is_read_only_where_asked_for():

@@ -30,6 +30,10 @@ VERBS = {
         "armworld.worldmodel.posttrain", "PosttrainConfig", "posttrain", "train the action-conditioned predictor"
     ),
     "recipe": Verb("armworld.worldmodel.recipe", "RecipeConfig", "recipe", "make the shipped weights, start to end"),
+    "bc": Verb(
+        "armworld.baselines.bc", "BCTrainConfig", "train", "train behaviour cloning (Octo-style, or on features)"
+    ),
+    "pixels": Verb("armworld.baselines.pixels_train", "PixelTrainConfig", "train", "train a world model of pixels"),
     "doctor": Verb("armworld.evaluation.doctor", "DoctorConfig", "doctor", "say what a world model can plan with"),
     "landscape": Verb("armworld.evaluation.landscape", "LandscapeConfig", "landscape", "draw a model's energy"),
     "report": Verb("armworld.evaluation.joining", "ReportConfig", "report", "join runs into one page"),
