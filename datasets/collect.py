@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ import numpy as np
 from armworld.datasets.behaviours import Mix, make_behaviour
 from armworld.datasets.card import finish_card, start_card
 from armworld.datasets.droid import find_episode, write_episode
-from armworld.datasets.fanout import run_jobs
+from armworld.datasets.fanout import run_with_progress
 from armworld.datasets.files import clear_partial, exclusive
 from armworld.datasets.record import record
+from armworld.types import check_name
 
 TRAINING_SEEDS = 1_000_000  # seeds from here on are for selection and for reported results
 
@@ -43,6 +43,8 @@ class CollectConfig:
         image_size: Height and width of the frames, pixels.
         step_seconds: Time per action.
         behaviours: Shares of the behaviours.
+        ray: Address of a Ray cluster that shares the folder `out`, or `local` for one started here; none uses
+            this machine's processes.
     """
 
     out: Path
@@ -59,6 +61,7 @@ class CollectConfig:
     image_size: int = 128
     step_seconds: float = 0.25
     behaviours: Mix = field(default_factory=Mix)
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("episodes", "workers", "steps", "image_size"):
@@ -84,7 +87,7 @@ class CollectConfig:
 
 
 # What may differ between two runs into one folder: where, how many, how fast. The rest makes the episodes.
-FREE = ("out", "episodes", "seed", "workers")
+FREE = ("out", "episodes", "seed", "workers", "ray")
 
 
 def collect(config: CollectConfig) -> dict[str, Any]:
@@ -96,24 +99,19 @@ def collect(config: CollectConfig) -> dict[str, Any]:
         ValueError: Bad settings, a folder of another configuration, or one that another process writes to.
         DiskFull: No space left; finished episodes are kept.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     out = Path(config.out)
     with exclusive(out):
         clear_partial(out)
         start_card(out, {key: value for key, value in asdict(config).items() if key not in FREE})
         seeds = range(config.seed, config.seed + config.episodes)
         missing = [seed for seed in seeds if not _is_done(config, seed)]
-        columns = (TextColumn("collect"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"))
-        with Progress(*columns, TimeRemainingColumn()) as progress:
-            bar = progress.add_task("collect", total=len(seeds), completed=len(seeds) - len(missing))
-            try:
-                for _ in run_jobs(functools.partial(collect_episode, config), missing, config.workers):
-                    progress.advance(bar)
-            except BaseException:
-                with contextlib.suppress(OSError, ValueError):  # the first error matters, not the card's
-                    finish_card(out)
-                raise
+        try:
+            job = functools.partial(collect_episode, config)
+            run_with_progress(job, missing, config.workers, "collect", len(seeds), config.ray)
+        except BaseException:
+            with contextlib.suppress(OSError, ValueError):  # the first error matters, not the card's
+                finish_card(out)
+            raise
         return finish_card(out)
 
 
@@ -129,7 +127,17 @@ def collect_episode(config: CollectConfig, seed: int) -> str:
         "object": str(rng.choice(config.objects)),
         "behaviour": config.behaviours.draw(rng),
     }
-    env = _environment(config, choice["lab"], choice["object"])
+    env = make_environment(
+        config.env_id,
+        object=choice["object"],
+        lab=choice["lab"],
+        level=config.level,
+        cameras=config.cameras,
+        image_size=config.image_size,
+        robot=config.robot,
+        step_seconds=config.step_seconds,
+        max_steps=config.steps,
+    )
     details = choice | {"level": config.level, "robot": config.robot, "env": config.env_id}
     episode = record(
         env,
@@ -145,26 +153,22 @@ def collect_episode(config: CollectConfig, seed: int) -> str:
     return str(write_episode(Path(config.out), episode))
 
 
-_ENVIRONMENTS: dict[tuple[str, ...], Any] = {}  # this process's, by what they were made with
+_ENVIRONMENTS: dict[str, Any] = {}  # this process's, by what they were made with
 
 
-def _environment(config: CollectConfig, lab: str, name: str) -> Any:
-    """This process's environment for a lab and object; compiling a scene and a renderer takes long."""
+def make_environment(env_id: str, **settings: Any) -> Any:
+    """This process's environment of that id and settings; compiling a scene and a renderer takes long.
+
+    Raises:
+        ValueError: Unknown id (the registered ones are listed) or a setting that the environment refuses.
+    """
     import gymnasium
 
-    import armworld.envs  # noqa: F401  (registers the ids)
+    import armworld.envs
 
-    settings = {
-        "object": name,
-        "lab": lab,
-        "level": config.level,
-        "cameras": config.cameras,
-        "image_size": config.image_size,
-        "robot": config.robot,
-        "step_seconds": config.step_seconds,
-        "max_steps": config.steps,
-    }
-    key = (config.env_id, *itertools.chain.from_iterable((k, str(v)) for k, v in settings.items()))
+    if env_id.startswith("armworld/"):
+        check_name("environment", env_id, armworld.envs.IDS)
+    key = f"{env_id} {sorted(settings.items())}"
     if key not in _ENVIRONMENTS:
-        _ENVIRONMENTS[key] = gymnasium.make(config.env_id, disable_env_checker=True, **settings)
+        _ENVIRONMENTS[key] = gymnasium.make(env_id, disable_env_checker=True, **settings)
     return _ENVIRONMENTS[key]

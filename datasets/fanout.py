@@ -111,3 +111,28 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def run_with_progress(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, name: str, total: int, ray: str | None = None
+) -> None:
+    """Run all jobs on processes of this machine, or on Ray where an address is given, under a progress bar.
+
+    Args:
+        function, jobs, workers: As in `run_jobs`.
+        name: What the bar says.
+        total: Jobs in all, those done in earlier runs included.
+        ray: As in `ray_jobs.run_ray_jobs`.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if ray is None:
+        results = run_jobs(function, jobs, workers)
+    else:
+        from armworld.datasets.ray_jobs import run_ray_jobs
+
+        results = run_ray_jobs(function, jobs, workers, ray)
+    with Progress(TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        bar = progress.add_task(name, total=total, completed=total - len(jobs))
+        for _ in results:
+            progress.advance(bar)

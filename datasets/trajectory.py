@@ -166,19 +166,30 @@ def read_frames(trajectory: Trajectory, camera: str, rows: np.ndarray | None = N
         raise EpisodeError(str(error)) from error
 
 
-def read_episode(folder: Path) -> Episode:
-    """Everything `write_episode` wrote, frames decoded.
+def read_joints(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Joint positions (rad) and velocities (rad/s), [T, 7] each.
+
+    Raises:
+        EpisodeError: As `read_array`.
+    """
+    path = folder / "trajectory.h5"
+    with _open_h5(path) as file:
+        positions, velocities = (
+            read_array(file, path, f"observation/robot_state/{key}", (7,))
+            for key in ("joint_positions", "joint_velocities")
+        )
+    return positions, velocities
+
+
+def read_episode(folder: Path, frames: dict[str, np.ndarray] | None = None) -> Episode:
+    """Everything `write_episode` wrote, frames decoded (or given, by camera, where they lie elsewhere).
 
     Raises:
         EpisodeError: As `read_trajectory` and `read_frames`.
     """
     trajectory = read_trajectory(folder)
-    path = folder / "trajectory.h5"
-    with _open_h5(path) as file:
-        joints, velocities = (
-            read_array(file, path, f"observation/robot_state/{key}", (7,))
-            for key in ("joint_positions", "joint_velocities")
-        )
+    joints, velocities = read_joints(folder)
+    with _open_h5(folder / "trajectory.h5") as file:
         group = file.get("simulation")
         simulation = dict(_arrays(group)) if isinstance(group, h5py.Group) else {}
     commanded = simulation.pop("action", None)
@@ -186,8 +197,8 @@ def read_episode(folder: Path) -> Episode:
     return Episode(
         states=trajectory.states,
         actions=actions_of(trajectory.states) if commanded is None else commanded,
-        frames={camera: read_frames(trajectory, camera) for camera in trajectory.videos},
-        extrinsics=trajectory.extrinsics,
+        frames={name: read_frames(trajectory, name) for name in trajectory.videos} if frames is None else frames,
+        extrinsics={name: trajectory.extrinsics[name] for name in frames or trajectory.videos},
         joint_positions=joints,
         joint_velocities=velocities,
         step_seconds=trajectory.step_seconds,

@@ -1,0 +1,70 @@
+"""The same independent jobs as `fanout.py`, over a Ray cluster: jobs of a lost node run again elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from armworld.datasets.fanout import WORKER_ENVIRONMENT, WorkersLost
+from armworld.types import require
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+LOSSES_PER_JOB = 5  # a job whose worker is lost more often than this ends the run
+
+
+def run_ray_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, address: str
+) -> Iterator[tuple[Job, Result]]:
+    """Yield (job, result) as jobs finish on the cluster, in any order.
+
+    Args:
+        function: Importable on every node; writes whole results or none, to a folder that all nodes share.
+        jobs: Its arguments.
+        workers: Jobs that run at the same time, one CPU each.
+        address: Of the cluster; `local` starts one on this machine.
+
+    Raises:
+        ImportError: Ray is not installed.
+        WorkersLost: One job's workers were lost again and again.
+    """
+    ray = require("ray", "ray")
+    if not ray.is_initialized():
+        environment = {"env_vars": WORKER_ENVIRONMENT}
+        if address == "local":
+            ray.init(num_cpus=workers, runtime_env=environment, include_dashboard=False, log_to_driver=False)
+        else:
+            ray.init(address=address, runtime_env=environment, log_to_driver=False)
+    # Ray's own retries are off: a lost job goes back into our queue, where it is counted
+    remote = ray.remote(num_cpus=1, max_retries=0)(function_of_job)
+    losses = dict.fromkeys(range(len(jobs)), 0)
+    queue, running = list(range(len(jobs))), {}
+    try:
+        while queue or running:
+            while queue and len(running) < workers:
+                index = queue.pop(0)
+                running[remote.remote(function, jobs[index])] = index
+            done, _ = ray.wait(list(running), num_returns=1)
+            index = running.pop(done[0])
+            try:
+                yield jobs[index], ray.get(done[0])
+            except (
+                ray.exceptions.WorkerCrashedError,
+                ray.exceptions.NodeDiedError,
+                ray.exceptions.ObjectLostError,
+            ) as error:
+                losses[index] += 1
+                if losses[index] > LOSSES_PER_JOB:
+                    raise WorkersLost(f"the worker of {jobs[index]} was lost {losses[index]} times") from error
+                queue.append(index)
+            except ray.exceptions.RayTaskError as error:
+                raise error.as_instanceof_cause() from None
+    finally:
+        for reference in running:
+            ray.cancel(reference)
+
+
+def function_of_job(function: Callable[[Job], Result], job: Job) -> Result:
+    """What a node runs."""
+    return function(job)
