@@ -204,14 +204,14 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device)
-    if source is None:
-        from armworld.datasets.clips import open_clips
-
-        source = open_clips(config.data, config.image_size, config.step_seconds)
     torch.manual_seed(config.seed)
     encoder = Encoder(config.encoder)
     denoiser = MaskDenoiser(encoder, MaskPredictor(config.predictor)).to(device)
     denoiser.teacher.to(device)
+    if source is None:
+        from armworld.datasets.clips import open_clips
+
+        source = open_clips(config.data, config.image_size, config.step_seconds)
     model = processes.wrap(denoiser)
     optimizer = torch.optim.AdamW(parameter_groups(denoiser, config.weight_decay), lr=config.learning_rate)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)

@@ -7,7 +7,10 @@ on stderr), 130 interrupted (what was done is kept).
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -63,13 +66,26 @@ def run(arguments: Sequence[str]) -> int:
 
     verb = VERBS[check_name("verb", arguments[0], VERBS)]
     module = import_module(verb.module)
-    import tyro
-
-    config = tyro.cli(
-        getattr(module, verb.config), prog=f"armworld {arguments[0]}", args=arguments[1:], description=verb.summary
-    )
+    config = parse(getattr(module, verb.config), arguments, verb.summary)
     code = getattr(module, verb.function)(config)
     return code if isinstance(code, int) else 0
+
+
+def parse(config_type: type, arguments: Sequence[str], summary: str) -> object:
+    """The verb's configuration; tyro's boxed error becomes a ValueError of one line."""
+    import tyro
+
+    program, captured = f"armworld {arguments[0]}", io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(config_type, prog=program, args=arguments[1:], description=summary)
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        text = " ".join(re.sub(r"[╭╮╰╯│─]+|For full helptext.*", " ", line) for line in captured.getvalue().splitlines())
+        text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Required options)\s+", "", " ".join(text.split()))
+        text = re.sub(r"^Error parsing \w+: ", "", text)
+        raise ValueError(f"{text} ({program} --help lists the options)") from None
 
 
 def main() -> None:

@@ -1,0 +1,58 @@
+"""The command line's contract: exit codes, one line of error, names of what is valid."""
+
+import pytest
+
+from armworld import cli
+
+
+def call(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["armworld", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_help_names_every_verb(monkeypatch, capsys):
+    assert call(monkeypatch, "--help") == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {verb} " in printed for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_every_verb_explains_itself(monkeypatch, capsys, verb):
+    assert call(monkeypatch, verb, "--help") == 0
+    assert "--out" in capsys.readouterr().out or verb in ("verify", "validate", "view", "replay")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("fly",), "unknown verb 'fly'; valid: plan"),
+        (("plan", "--task", "juggle", "--out", "x"), "juggle"),
+        (("plan", "--agent", "clairvoyant", "--out", "x"), "clairvoyant"),
+        (("plan", "--model", "/nowhere", "--out", "x"), "/nowhere"),
+        (("plan", "--camera", "lefft", "--out", "x"), "lefft"),
+        (("plan", "--seeds", "ten", "--out", "x"), "ten"),
+        (("collect", "--episodes", "0", "--out", "x"), "episodes must be at least 1, got 0"),
+        (("pretrain", "--data", "nowhere", "--out", "x", "--steps", "1"), "nowhere"),
+        (
+            ("pretrain", "--data", "nowhere", "--out", "x", "--size", "huge", "--steps", "1"),
+            "unknown encoder size 'huge'",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and named in lines[0]
+
+
+def test_an_interrupt_is_exit_code_130(monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("armworld.datasets.collect.collect", interrupted)
+    assert call(monkeypatch, "collect", "--out", "x") == 130
+    assert "what was done is kept" in capsys.readouterr().err

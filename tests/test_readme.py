@@ -1,0 +1,51 @@
+"""The README's commands and its Python run as written, with budgets cut down."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+SHORTER = {  # what a reader would run for minutes or hours
+    "--episodes 10 ": "--episodes 1 ",
+    "--episodes 100 ": "--episodes 40 ",
+    "2000000-2000009": "2000000-2000000",
+    "--minutes 30": "--steps 2",
+    "--out runs/doctor": "--episodes 8 --out runs/doctor",
+    "--out runs/recipe": "--scale 0.006 --pretrain-minutes 0.02 --posttrain-minutes 0.02 --out runs/recipe",
+    "--out runs/mine": "--episodes 1 --baselines none --out runs/mine",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("armworld ")]
+
+
+def test_the_readme_shows_every_job():
+    assert {"plan", "doctor", "collect", "deploy"} <= {line.split()[1] for line in commands()}
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run(tmp_path):
+    for command in commands():
+        for long, short in SHORTER.items():
+            command = command.replace(long, short)
+        arguments = [sys.executable, "-m", *shlex.split(command)]
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert list(tmp_path.glob("runs/reach/**/*.mp4"))
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_the_readmes_python_runs(block):
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("True")
