@@ -29,7 +29,7 @@ from armworld.evaluation.cells import single_thread
 from armworld.evaluation.files import write_json, write_text
 from armworld.types import Goal, Observation, check_name
 
-HEAD = ("method", "agent", "parameters", "training FLOP", "hours", "device", "data", "s / action")
+HEAD = ("method", "agent", "parameters", "training FLOP", "hours", "device", "s / action", "data")
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,12 @@ def _predictor_flop(model: Any, about: dict[str, Any]) -> float | None:
 
 
 def _data(about: dict[str, Any]) -> str | None:
+    """E.g. "reach+grasp: 2000 episodes, 50000 samples"."""
     told = about.get("data")
     if not isinstance(told, dict):
         return None
-    return ", ".join(f"{'+'.join(v) if isinstance(v, list) else v} {k.replace('_', ' ')}" for k, v in told.items())
+    counts = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in told.items() if key != "folders")
+    return ": ".join(part for part in ("+".join(told.get("folders", ())), counts) if part)
 
 
 def time_per_action(agent: str, model: Any, repeats: int, settings: AgentSettings | None = None) -> float | None:
@@ -177,12 +179,12 @@ def cells_of(row: Row) -> tuple[str, ...]:
     return (
         row.method,
         row.agent,
-        show(row.parameters, ",d"),
+        "–" if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
         show(row.training_flop, ".2g"),
         show(row.hours, ".2f"),
         row.device or "–",
+        show(row.seconds_per_action, ".4f"),
         row.data or "–",
-        show(row.seconds_per_action, ".3f"),
     )
 
 
@@ -199,10 +201,11 @@ def table(config: TableConfig, console: Console | None = None) -> list[Row]:
     pairs = [item.partition("=") for item in config.models]
     rows = [method_row(agent, path or None, config.repeats) for agent, _, path in pairs]
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in HEAD:
-        shown.add_column(name, justify="left" if name in ("method", "agent", "device", "data") else "right")
+    for name in HEAD[1:]:  # the agent's name says enough on a terminal
+        left = name in ("agent", "device", "data")
+        shown.add_column(name, justify="left" if left else "right", no_wrap=name != "data")
     for row in rows:
-        shown.add_row(*cells_of(row))
+        shown.add_row(*cells_of(row)[1:])
     (console or Console()).print(shown)
     if config.out is not None:
         write_json(config.out / "methods.json", [asdict(row) for row in rows])
