@@ -241,6 +241,7 @@ def posttrain(config: PosttrainConfig) -> Path:
     if processes.is_main:
         scores = validate(predictor, held_out, config, device)
         about = {"training": config.identity(), "steps": budget.step, "seconds": round(budget.elapsed)}
+        about |= {"data": [path.name for path in config.data], "frames": len(cache.states), "device": device.type}
         usage = WorldModelConfig(config.step_seconds, encoder.config.image_size, config.camera, config.layers)
         save_world_model(out, encoder, predictor, usage, about={**about, "validation": scores})
         plot_metrics(run.metrics_path, config.out / "curves.png", ("teacher_forcing", "rollout", "one_step", "gain"))
