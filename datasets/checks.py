@@ -25,6 +25,7 @@ FRANKA_HAND = 0.1034  # m from the flange to libfranka's O_T_EE with the Franka 
 REACH = 1.3  # m: farther from the base than this no Panda flange gets (0.855 m of arm, with slack)
 JOINT_LIMIT = 3.8  # rad, beyond every Panda joint's range
 WIDEST_GRIPPER = 0.0885  # m: the 2F-85 opens to 85 mm, the Franka Hand to 80 mm
+CLOSING_ROWS = 4  # a gripper that is told to close for this long and hardly moves is logged in metres
 CAMERA_REACH = 10.0  # m
 FLANGE_TOLERANCE = 0.02  # m: a calibrated arm's reported pose against its joints
 
@@ -181,17 +182,10 @@ def _check_units(found: Findings, path: Path, arrays: Mapping[str, np.ndarray]) 
     if low < -0.05 or high > 1.05:
         found.add(path, "units", f"gripper_position spans {low:.3f} ... {high:.3f}; 0 open ... 1 closed is expected")
     target = arrays.get("action/gripper_position")
-    if (
-        target is not None
-        and np.ptp(target) > 0.3
-        and high <= WIDEST_GRIPPER
-        and np.ptp(gripper) < 0.3 * np.ptp(target)
-    ):
-        found.add(
-            path,
-            "units",
-            f"gripper_position stays below {high:.3f} while its target spans {np.ptp(target):.2f}: metres?",
-        )
+    closing = 0 if target is None else int((target > 0.5).sum())
+    if closing >= CLOSING_ROWS and high <= WIDEST_GRIPPER:
+        message = f"gripper_position stays below {high:.3f} while {closing} rows command more than 0.5: metres?"
+        found.add(path, "units", message)
 
 
 def flange_pose(joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
