@@ -87,7 +87,8 @@ EXTERIOR = ("left", "right")
 CAMERAS = (*EXTERIOR, "wrist")  # the wrist camera belongs to the robot's model
 
 
-def _quat(rotation: np.ndarray) -> np.ndarray:
+def placement_quat(rotation: np.ndarray) -> np.ndarray:
+    """Quaternion [4] (w first) of a rotation [3, 3]."""
     quat = np.empty(4)
     mujoco.mju_mat2Quat(quat, np.ascontiguousarray(rotation).ravel())
     return quat
@@ -97,7 +98,7 @@ def add_cameras(spec: mujoco.MjSpec, lab: str) -> None:
     """Add a lab's exterior rigs to a scene; they hang on the world body."""
     for name, placement in RIGS[lab].items():
         position, rotation = placement.pose()
-        spec.worldbody.add_camera(name=name, pos=position, quat=_quat(rotation), fovy=placement.fovy)
+        spec.worldbody.add_camera(name=name, pos=position, quat=placement_quat(rotation), fovy=placement.fovy)
 
 
 def place_camera(model: mujoco.MjModel, name: str, placement: Placement) -> None:
@@ -110,7 +111,7 @@ def place_camera(model: mujoco.MjModel, name: str, placement: Placement) -> None
     camera = model.camera(name).id
     position, rotation = placement.pose()
     model.cam_pos[camera] = position
-    model.cam_quat[camera] = _quat(rotation)
+    model.cam_quat[camera] = placement_quat(rotation)
     model.cam_fovy[camera] = placement.fovy
 
 

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from armworld.envs.kinematics import ArmKinematics
+from armworld.envs.kinematics import ArmKinematics, ArmNames
 from armworld.pose import apply_action, euler_to_matrix, matrix_to_euler
-from armworld.sim_assets.catalog import ARM_JOINTS
 
 ACTION_BOUND = np.array([0.075] * 3 + [0.2] * 3 + [1.0])  # m, rad, closedness; per step of 0.25 s
 POSE_SLIP = (0.01, 0.10)  # m, rad: a commanded pose further than this from the measured one is given up
@@ -82,15 +81,23 @@ class Controller:
     """Runs the physics of one control step.
 
     Args:
-        model: Scene with joints and position actuators joint1 ... joint7 and the actuator "gripper" (0 ... 1).
+        model: Scene with joints and position actuators joint1 ... joint7 and the actuator "gripper" (0 ... 1)
+            (or as `names` calls them).
         step_seconds: Length of a control step; a multiple of the physics step.
         workspace: Limits of the target pose.
+        names: What the arm's parts are called in the model.
 
     Raises:
         ValueError: `step_seconds` is not a positive multiple of the model's timestep.
     """
 
-    def __init__(self, model: mujoco.MjModel, step_seconds: float, workspace: Workspace):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        step_seconds: float,
+        workspace: Workspace,
+        names: ArmNames = ArmNames(),  # noqa: B008  frozen
+    ):
         timestep = model.opt.timestep
         self.substeps = round(step_seconds / timestep)
         if self.substeps < 1 or abs(self.substeps * timestep - step_seconds) > 1e-9:
@@ -99,10 +106,11 @@ class Controller:
             )
         self._model = model
         self.workspace = workspace
-        self.kinematics = ArmKinematics(model)
-        self._flange = model.site("flange").id
-        self._arm = np.array([model.actuator(name).id for name in ARM_JOINTS])
-        self._gripper = model.actuator("gripper").id
+        self.kinematics = ArmKinematics(model, names=names)
+        self._flange = model.site(names.flange).id
+        self._arm = np.array([model.actuator(name).id for name in names.actuators])
+        self._gripper = model.actuator(names.grippers[0]).id
+        self._grippers = np.array([model.actuator(name).id for name in names.grippers])
         dofs = self.kinematics.dof_index
         self._stiffness = model.actuator_gainprm[self._arm, 0]
         self._damping = -model.actuator_biasprm[self._arm, 2] + model.dof_damping[dofs]
@@ -124,7 +132,9 @@ class Controller:
         span = self._closed_length - self._open_length
         closedness = (data.actuator_length[self._gripper] - self._open_length) / span
         return np.concatenate([
-            data.site_xpos[self._flange], matrix_to_euler(rotation), [np.clip(closedness, 0.0, 1.0)]
+            data.site_xpos[self._flange] - self.kinematics.base,
+            matrix_to_euler(rotation),
+            [np.clip(closedness, 0.0, 1.0)],
         ])  # fmt: skip
 
     def settle_command(self, data: mujoco.MjData) -> None:
@@ -132,7 +142,7 @@ class Controller:
         q = data.qpos[self.kinematics.qpos_index].copy()
         self.command = Command(self.measure(data), q)
         data.ctrl[self._arm] = q
-        data.ctrl[self._gripper] = self.command.state[6]
+        data.ctrl[self._grippers] = self.command.state[6]
 
     def _reference(self, data: mujoco.MjData) -> np.ndarray:
         """The state [7] that an action moves: the commanded one, unless the arm did not follow it."""
@@ -160,7 +170,7 @@ class Controller:
         position, velocity, acceleration = self._path[:, :, None] * move
         force = velocity * self._damping + acceleration @ inertia[np.ix_(dofs, dofs)]
         controls = start + position + force / self._stiffness
-        data.ctrl[self._gripper] = target[6]
+        data.ctrl[self._grippers] = target[6]
         model, ctrl, step, arm = self._model, data.ctrl, mujoco.mj_step, self._arm  # looked up once: a hot loop
         for control in controls:
             ctrl[arm] = control

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import mujoco
 import numpy as np
 
@@ -10,34 +12,72 @@ from armworld.sim_assets.catalog import ARM_JOINTS, HOME_QPOS
 SOLVED = 3e-5  # m and rad, in quadrature: a tenth of what the servos leave
 
 
+@dataclass(frozen=True)
+class ArmNames:
+    """What the parts of an arm are called in a compiled model.
+
+    Attributes:
+        joints, actuators: The seven joints and their position servos, in order.
+        grippers: Actuators that get the closedness (ctrl 0 open ... 1 closed); the first one's length is measured.
+        flange: Site at panda_link8.
+        base: Body that poses are relative to, standing still and not rotated; None: the world's origin.
+    """
+
+    joints: tuple[str, ...] = ARM_JOINTS
+    actuators: tuple[str, ...] = ARM_JOINTS
+    grippers: tuple[str, ...] = ("gripper",)
+    flange: str = "flange"
+    base: str | None = None
+
+
 class ArmKinematics:
     """Forward and inverse kinematics of the flange, on a scratch copy of the data that no physics touches.
 
     One Newton step solves min |J dq - e|^2 + damping |dq|^2; what J leaves free moves towards `HOME_QPOS`:
     dq = J^T (J J^T + damping I)^-1 e + gain (I - J^+ J)(home - q).
+
+    Attributes:
+        base: Where the base frame stands in the world, [3] m.
     """
 
-    def __init__(self, model: mujoco.MjModel, damping: float = 1e-4, posture_gain: float = 0.05):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        damping: float = 1e-4,
+        posture_gain: float = 0.05,
+        names: ArmNames = ArmNames(),
+    ):
         self._model = model
         self._data = mujoco.MjData(model)
-        self._site = model.site("flange").id
-        joints = [model.joint(name) for name in ARM_JOINTS]
+        self._site = model.site(names.flange).id
+        joints = [model.joint(name) for name in names.joints]
         self.qpos_index = np.array([joint.qposadr[0] for joint in joints])
         self.dof_index = np.array([joint.dofadr[0] for joint in joints])
         self._range = np.array([joint.range for joint in joints]) + np.array([0.02, -0.02])  # rad of margin
         self._damping, self._gain = damping, posture_gain
         self._jacobian = np.empty((6, model.nv))
+        self.base = self._base_position(names.base)
+
+    def _base_position(self, body: str | None) -> np.ndarray:
+        """Where the base stands, [3] m. ValueError for a rotated one."""
+        if body is None:
+            return np.zeros(3)
+        mujoco.mj_kinematics(self._model, self._data)
+        base = self._data.body(body)
+        if np.abs(base.xmat - np.eye(3).ravel()).max() > 1e-6:
+            raise ValueError(f"the arm's base {body!r} must not be rotated in the world, got {base.xmat.tolist()}")
+        return base.xpos.copy()
 
     def forward(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Flange position [3] (m) and rotation [3, 3] at joint angles [7] (rad)."""
         self._data.qpos[self.qpos_index] = q
         mujoco.mj_kinematics(self._model, self._data)
-        return self._data.site_xpos[self._site].copy(), self._data.site_xmat[self._site].reshape(3, 3).copy()
+        return self._data.site_xpos[self._site] - self.base, self._data.site_xmat[self._site].reshape(3, 3).copy()
 
     def _error(self, position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
         """Twist [6] from the present flange pose to the target: position (m) and rotation vector (rad)."""
         twist, quat, inverse = np.empty(6), np.empty(4), np.empty(4)
-        twist[:3] = position - self._data.site_xpos[self._site]
+        twist[:3] = position - (self._data.site_xpos[self._site] - self.base)
         mujoco.mju_mat2Quat(quat, rotation.ravel())
         mujoco.mju_mat2Quat(inverse, self._data.site_xmat[self._site])
         mujoco.mju_negQuat(inverse, inverse)

@@ -88,9 +88,16 @@ class Renderer:
         model: The compiled scene. Its textures and meshes are uploaded once, here.
         max_size: (height, width) of the largest frame, pixels.
         shadows: Draw shadows of the lights that cast them.
+        groups: Which of the six geom groups to draw; here, 3 is collision shapes, 4 sites, 5 parked objects.
     """
 
-    def __init__(self, model: mujoco.MjModel, max_size: tuple[int, int] = (256, 256), shadows: bool = False):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        max_size: tuple[int, int] = (256, 256),
+        shadows: bool = False,
+        groups: tuple[int, ...] = (1, 1, 1, 0, 0, 0),
+    ):
         backend = choose_backend()
         try:
             context = importlib.import_module(BACKENDS[backend][0]).GLContext
@@ -113,7 +120,7 @@ class Renderer:
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = int(shadows)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._option = mujoco.MjvOption()
-        self._option.geomgroup[:] = [1, 1, 1, 0, 0, 0]  # group 3: collision shapes, 4: sites, 5: parked objects
+        self._option.geomgroup[:] = groups
         self._option.sitegroup[:] = 0
         self._perturb = mujoco.MjvPerturb()
         self._camera = mujoco.MjvCamera()
