@@ -42,6 +42,7 @@ VERBS = {
     "report": Verb("armworld.evaluation.joining", "ReportConfig", "report", "join runs into one page"),
     "deploy": Verb("armworld.real.deploy", "DeployConfig", "deploy", "drive a real or simulated robot"),
     "replay": Verb("armworld.real.replay", "ReplayConfig", "replay", "step through a deployment's log"),
+    "view": Verb("armworld.envs.view", "ViewConfig", "view", "look at an environment and jog its arm"),
     "verify": Verb("armworld.worldmodel.verify", "VerifyConfig", "verify", "check against reference values"),
 }
 
