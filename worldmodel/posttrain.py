@@ -240,7 +240,8 @@ def posttrain(config: PosttrainConfig) -> Path:
     out = config.out / "model"
     if processes.is_main:
         scores = validate(predictor, held_out, config, device)
-        about = {"training": config.identity(), "steps": budget.step, "seconds": round(budget.elapsed)}
+        training = {**config.identity(), "encoder": encoder_hash(encoder)}
+        about = {"training": training, "steps": budget.step, "seconds": round(budget.elapsed)}
         about |= {"data": [path.name for path in config.data], "frames": len(cache.states), "device": device.type}
         usage = WorldModelConfig(config.step_seconds, encoder.config.image_size, config.camera, config.layers)
         save_world_model(out, encoder, predictor, usage, about={**about, "validation": scores})

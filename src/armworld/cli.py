@@ -28,6 +28,11 @@ VERBS = {
     "plan": Verb("armworld.evaluation.plan", "PlanConfig", "plan", "run planning episodes, score and film them"),
     "evaluate": Verb("armworld.evaluation.suite", "EvaluateConfig", "evaluate", "run a table of methods and tasks"),
     "collect": Verb("armworld.datasets.collect", "CollectConfig", "collect", "generate DROID-like episodes"),
+    "rerender": Verb("armworld.datasets.rerender", "RerenderConfig", "rerender", "render recorded episodes again"),
+    "validate": Verb("armworld.datasets.commands", "ValidateConfig", "run_validate", "check every file of a dataset"),
+    "inspect": Verb("armworld.datasets.commands", "InspectConfig", "run_inspect", "write a page about a dataset"),
+    "export": Verb("armworld.datasets.commands", "ExportConfig", "run_export", "write a dataset in another format"),
+    "import": Verb("armworld.datasets.commands", "ImportConfig", "run_import", "read real DROID or LeRobot data"),
     "pretrain": Verb("armworld.worldmodel.pretrain", "PretrainConfig", "pretrain", "train an encoder on videos"),
     "posttrain": Verb(
         "armworld.worldmodel.posttrain", "PosttrainConfig", "posttrain", "train the action-conditioned predictor"
