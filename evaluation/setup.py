@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from armworld.envs.cameras import CAMERAS
 from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, needs_model
-from armworld.evaluation.cells import Cell, env_id_of, run_cells
+from armworld.evaluation.cells import TASKS, Cell, env_id_of, run_cells
 from armworld.evaluation.episodes import EpisodeResult
+from armworld.sim_assets.catalog import LABS, OBJECTS
 from armworld.types import check_name
 
 THRESHOLDS = {"reach": 0.04}  # m; the other tasks are judged by where the object is
@@ -125,6 +127,10 @@ def make_cell(
 ) -> Cell:
     """The cell of one agent in `where` = (task, object, lab), of a resolved setup."""
     task, object_name, lab = where
+    if task in TASKS:
+        check_name("camera", setup.camera or "left", CAMERAS)
+        check_name("object", object_name, OBJECTS)
+        check_name("lab", lab, LABS)
     own = AgentSettings(**{name: getattr(settings, name) for name in AgentSettings.__dataclass_fields__})
     return Cell(
         env_id=env_id_of(task),
