@@ -52,7 +52,7 @@ def test_only_matrices_decay():
 
 def test_ranks_share_a_batch_without_gaps():
     parts = [list(range(12))[Processes(rank, 3).share(12)] for rank in range(3)]
-    assert sum(parts, []) == list(range(12))
+    assert [item for part in parts for item in part] == list(range(12))
     with pytest.raises(ValueError, match="batch 10 does not divide over 3"):
         Processes(0, 3).share(10)
 
