@@ -112,6 +112,7 @@ def collect(config: CollectConfig) -> dict[str, Any]:
             with contextlib.suppress(OSError, ValueError):  # the first error matters, not the card's
                 finish_card(out)
             raise
+        clear_partial(out)  # what a lost worker left; its episodes were made again
         return finish_card(out)
 
 

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import mujoco
@@ -164,8 +164,8 @@ class Renderer:
             self._gl.free()
             self._gl = None
 
-    def __del__(self) -> None:
-        if not sys.is_finalizing() and getattr(self, "_gl", None) is not None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:  # `sys` may be gone by then
+        if not finalizing() and getattr(self, "_gl", None) is not None:
             self.close()
 
 

@@ -213,7 +213,7 @@ def test_jobs_on_ray_equal_jobs_on_processes() -> None:
 @pytest.mark.slow
 def test_collection_over_two_ray_nodes_survives_the_loss_of_one(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
     common = {"image_size": 64, "steps": 5, "task": "datasets_fake:fake/Arm-v0", "workers": 2}
     collect(CollectConfig(tmp_path / "one", episodes=20, **{**common, "workers": 1}))

@@ -21,6 +21,12 @@ class NoiseClips:
             raise KeyboardInterrupt
         return generator.integers(0, 256, (batch, frames, 64, 64, 3), dtype=np.uint8)
 
+    def sample_with_states(
+        self, generator: np.random.Generator, batch: int, frames: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        states = generator.uniform(-0.5, 0.5, (batch, frames, 7)).astype(np.float32)
+        return self.sample(generator, batch, frames), states
+
 
 def settings(out, **changes) -> PretrainConfig:
     base = {"size": "debug", "image_size": 64, "batch": 2, "steps": 6, "dtype": "float32", "predictor_width": 48}
@@ -93,3 +99,9 @@ def test_collapse_monitors_tell_rank():
     line = full[:, :1] * torch.randn(1, 16, generator=generator)
     assert collapse_monitors(full)["feature_rank"] == pytest.approx(16, abs=0.3)
     assert collapse_monitors(line)["feature_rank"] == pytest.approx(1, abs=0.01)
+
+
+def test_the_state_readout_adds_its_error_to_the_loss(tmp_path):
+    pretrain(settings(tmp_path, state_loss=1.0, state_batch=2), NoiseClips())
+    row = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert row["state"] > 0 and row["denoising"] > 0

@@ -57,7 +57,7 @@ def apply_action(state: Array, action: Array) -> Array:
     rotation = euler_to_matrix(action[..., 3:6]) @ euler_to_matrix(state[..., 3:6])
     gripper = (state[..., 6:] + action[..., 6:]).clip(0, 1)
     parts = (state[..., :3] + action[..., :3], matrix_to_euler(rotation), gripper)
-    return torch.cat(parts, -1) if xp is torch else np.concatenate(parts, -1)
+    return xp.concatenate(parts, -1)
 
 
 def action_between(state: Array, next_state: Array) -> Array:
@@ -65,4 +65,4 @@ def action_between(state: Array, next_state: Array) -> Array:
     xp = _namespace(state)
     rotation = euler_to_matrix(next_state[..., 3:6]) @ euler_to_matrix(state[..., 3:6]).swapaxes(-1, -2)
     parts = (next_state[..., :3] - state[..., :3], matrix_to_euler(rotation), next_state[..., 6:] - state[..., 6:])
-    return torch.cat(parts, -1) if xp is torch else np.concatenate(parts, -1)
+    return xp.concatenate(parts, -1)
