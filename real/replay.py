@@ -49,7 +49,8 @@ def limits_of(header: dict[str, Any]) -> Limits:
     for name in ("workspace", "fingertips"):
         values[name] = _box(values[name])
     values["keep_out"] = tuple(_box(box) for box in values["keep_out"])
-    return Limits(**values | {"fingers": Fingers(**values["fingers"])})
+    values["fingers"] = Fingers(**values["fingers"])
+    return Limits(**values)
 
 
 def _box(corners: dict[str, Any]) -> Box:

@@ -80,6 +80,7 @@ class Session:
         self._identical: dict[str, int] = {}
         self._state: np.ndarray | None = None
         self._waiting_tag: int | None = None
+        self._standing = False  # nothing was commanded since the arm was stopped
 
     # ------------------------------------------------------------------ the loop
 
@@ -275,6 +276,7 @@ class Session:
         if self.stop.event.is_set():
             raise _End(self.stop.reason)
         sent = np.array(decision.target)
+        self._standing = False
         sent[:6] = self.cell.arm.command(decision.target[:6])
         if self.cell.gripper is not None:
             sent[6] = self.cell.gripper.command(float(decision.target[6]))
@@ -302,12 +304,13 @@ class Session:
 
     def _halt(self) -> None:
         """Stop the arm; a gripper keeps what it holds, and a dry run has nothing to stop."""
-        if not self.config.live:
+        if not self.config.live or self._standing:
             return
         self._commanded = None
         self._beat = np.inf  # stopping has its own time limits; the watchdog could only do the same
         with contextlib.suppress(DeviceError):  # a lost arm has stopped by itself
             self.cell.arm.stop()
+            self._standing = True
         self._beat = time.monotonic()
 
     def _come_to_rest(self) -> None:

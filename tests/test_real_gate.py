@@ -139,11 +139,19 @@ def test_an_arm_outside_its_box_is_held_but_a_tracking_error_is_led_back():
 
 def test_a_stalled_gripper_is_not_pushed_but_may_back_off_and_may_hold_an_object():
     state = np.array([*DOWN[:6], 0.5])
-    stalled = {"gripper_target": 0.9, "gripper_moved_s": 8.0}
+    stalled = {"commanded": np.array([*DOWN[:6], 0.9]), "gripper_moved_s": 8.0}
     decision = judge(act(grip=0.4), state, **stalled)
     assert "gripper_stall" in decision.codes and decision.target[6] == pytest.approx(0.5)
     assert judge(act(grip=-0.4), state, **stalled).target[6] == pytest.approx(0.1)
-    assert judge(act(grip=0.4), state, object_held=True, **stalled).verdict == "pass"
+    held = judge(act(), state, object_held=True, **stalled)
+    assert held.verdict == "pass" and held.target[6] == pytest.approx(0.9)  # it keeps squeezing
+
+
+def test_holding_still_does_not_sink_with_a_sagging_arm():
+    sagging = DOWN + act(z=-0.004)
+    assert judge(act(), sagging, commanded=DOWN).target[2] == pytest.approx(DOWN[2])
+    pushed = DOWN + act(z=-0.02)
+    assert judge(act(), pushed, commanded=DOWN).target[2] == pytest.approx(pushed[2])
 
 
 def view(image=None, **changes) -> View:
