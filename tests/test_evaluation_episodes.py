@@ -181,7 +181,9 @@ def test_processes_give_the_same_episodes_and_pass_errors_on(tmp_path: Path) -> 
 
 
 SLOW = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs of a shell in the background ignore it
 sys.path.insert(0, sys.argv[1])
 import evaluation_fake as fake
 from pathlib import Path

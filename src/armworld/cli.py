@@ -45,6 +45,7 @@ VERBS = {
     "doctor": Verb("armworld.evaluation.doctor", "DoctorConfig", "doctor", "say what a world model can plan with"),
     "landscape": Verb("armworld.evaluation.landscape", "LandscapeConfig", "landscape", "draw a model's energy"),
     "report": Verb("armworld.evaluation.joining", "ReportConfig", "report", "join runs into one page"),
+    "goal": Verb("armworld.real.goal", "GoalConfig", "goal", "drive somewhere and keep what is seen as a goal"),
     "deploy": Verb("armworld.real.deploy", "DeployConfig", "deploy", "drive a real or simulated robot"),
     "replay": Verb("armworld.real.replay", "ReplayConfig", "replay", "step through a deployment's log"),
     "view": Verb("armworld.envs.view", "ViewConfig", "view", "look at an environment and jog its arm"),
