@@ -39,7 +39,7 @@ from armworld.worldmodel.training import (
     Budget,
     Processes,
     TrainingRun,
-    parameter_groups,
+    make_optimizer,
     pick_device,
     plot_metrics,
     precision,
@@ -196,7 +196,7 @@ def train(config: BCTrainConfig) -> Path:
     policy = Policy(network_config(config, sources)).to(device)
     average = copy.deepcopy(policy).requires_grad_(False)
     model = processes.wrap(policy)
-    optimizer = torch.optim.AdamW(parameter_groups(policy, config.weight_decay), lr=config.learning_rate)
+    optimizer = make_optimizer("adamw", policy, (), config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     modules: dict[str, nn.Module] = {"policy": policy, "average": average}
     budget = Budget(config.steps, config.minutes)

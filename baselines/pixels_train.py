@@ -22,7 +22,7 @@ from armworld.worldmodel.training import (
     Budget,
     Processes,
     TrainingRun,
-    parameter_groups,
+    make_optimizer,
     pick_device,
     plot_metrics,
     precision,
@@ -130,7 +130,7 @@ def train(config: PixelTrainConfig) -> Path:
     sizes = PixelModelConfig(channels=config.channels, blocks=config.blocks, state_mean=mean, state_std=std)
     network = PixelNetwork(sizes).to(device)
     model = processes.wrap(network)
-    optimizer = torch.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.learning_rate)
+    optimizer = make_optimizer("adamw", network, (), config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     modules: dict[str, nn.Module] = {"network": network}
     budget = Budget(config.steps, config.minutes)

@@ -17,9 +17,9 @@ import numpy as np
 from armworld.datasets.behaviours import Mix, make_behaviour
 from armworld.datasets.card import finish_card, start_card
 from armworld.datasets.droid import find_episode, write_episode
-from armworld.datasets.fanout import run_with_progress
 from armworld.datasets.files import clear_partial, exclusive
 from armworld.datasets.record import record
+from armworld.jobs import run_with_progress
 from armworld.types import check_name
 
 TRAINING_SEEDS = 1_000_000  # seeds from here on are for selection and for reported results

@@ -1,11 +1,11 @@
-"""The same independent jobs as `fanout.py`, over a Ray cluster: jobs of a lost node run again elsewhere."""
+"""The same independent jobs as `armworld.jobs`, over a Ray cluster: jobs of a lost node run again elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from armworld.datasets.fanout import WORKER_ENVIRONMENT, WorkersLost
+from armworld.jobs import WORKER_ENVIRONMENT, WorkersLost
 from armworld.types import require
 
 Job = TypeVar("Job")

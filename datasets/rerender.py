@@ -13,10 +13,10 @@ from armworld.datasets.card import finish_card, start_card
 from armworld.datasets.collect import make_environment
 from armworld.datasets.droid import find_episode, find_episodes, write_episode
 from armworld.datasets.episode import EpisodeError
-from armworld.datasets.fanout import run_with_progress
 from armworld.datasets.files import clear_partial, exclusive
 from armworld.datasets.trajectory import read_episode, read_trajectory
 from armworld.evaluation.files import plain, read_json
+from armworld.jobs import run_with_progress
 
 STATE_TOLERANCE = 1e-6  # m and rad: the restored arm must be where the episode says
 

@@ -7,13 +7,7 @@ atomically after its video). A rerun skips what is there; a folder that belongs 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +17,7 @@ import gymnasium
 from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, make_agent, needs_model
 from armworld.evaluation.episodes import EpisodeResult, run_episode
 from armworld.evaluation.files import plain, read_json, write_json
+from armworld.jobs import run_jobs
 
 TASKS = {
     "reach": "armworld/Reach-v0",
@@ -227,8 +222,6 @@ def run_episodes(
     return run_cells([cell], seeds, workers, progress)[0]
 
 
-# One thread per process; LP_NUM_THREADS is llvmpipe's (software rendering).
-WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
 Finish = Callable[[int, EpisodeResult], None]
 
 
@@ -258,64 +251,15 @@ def _run_here(cells: Sequence[Cell], jobs: list[tuple[int, int]], workers: int, 
 _worker: Worker | None = None  # one per spawned process
 
 
-def _start_worker() -> None:
-    """In each spawned process: leave interrupts to the parent, end with it, use one thread."""
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _run_job(cell: Cell, seed: int) -> EpisodeResult:
+def _run_job(job: tuple[int, Cell, int]) -> EpisodeResult:
     global _worker
     if _worker is None:
         _worker = Worker()
-    return _worker.run(cell, seed)
+    return _worker.run(job[1], job[2])
 
 
 def _run_in_processes(cells: Sequence[Cell], jobs: list[tuple[int, int]], workers: int, finish: Finish) -> None:
-    with _worker_environment():
-        _run_in_pool(cells, jobs, workers, finish)
-
-
-@contextlib.contextmanager
-def _worker_environment() -> Iterator[None]:
-    """What spawned processes inherit; this process gets its own values back."""
-    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
-    os.environ.update(WORKER_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
-
-
-def _run_in_pool(cells: Sequence[Cell], jobs: list[tuple[int, int]], workers: int, finish: Finish) -> None:
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        pending: dict[Future[EpisodeResult], int] = {
-            pool.submit(_run_job, cells[index], seed): index for index, seed in jobs
-        }
-        while pending:
-            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                finish(pending.pop(future), future.result())
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process died (out of memory?); finished episodes are kept, the same command resumes them"
-        ) from error
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - before:
-            process.terminate()
-        raise
-    pool.shutdown()
+    tasks = [(index, cells[index], seed) for index, seed in jobs]
+    with contextlib.closing(run_jobs(_run_job, tasks, workers, drop_running=True)) as finished:
+        for (index, _, _), result in finished:
+            finish(index, result)

@@ -17,10 +17,10 @@ from armworld.datasets import collect as collect_module
 from armworld.datasets.behaviours import BEHAVIOURS, Mix, make_behaviour
 from armworld.datasets.collect import CollectConfig, collect
 from armworld.datasets.droid import find_episodes
-from armworld.datasets.fanout import WorkersLost, run_jobs
 from armworld.datasets.trajectory import read_episode, read_trajectory
 from armworld.datasets.validate import validate
 from armworld.envs.controller import ACTION_BOUND
+from armworld.jobs import WorkersLost, run_jobs
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))

@@ -18,13 +18,13 @@ from armworld.datasets.card import finish_card, start_card
 from armworld.datasets.collect import CollectConfig, collect
 from armworld.datasets.droid import camera_serial, find_episodes, write_episode
 from armworld.datasets.episode import EpisodeError
-from armworld.datasets.fanout import run_jobs
 from armworld.datasets.inspect import inspect
 from armworld.datasets.real_droid import import_droid
 from armworld.datasets.rerender import RerenderConfig, rerender
 from armworld.datasets.trajectory import read_episode, read_metadata, read_trajectory
 from armworld.datasets.validate import validate
 from armworld.datasets.video import read_video, write_video
+from armworld.jobs import run_jobs
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from armworld.worldmodel.training import (
     Budget,
     Processes,
     TrainingRun,
-    parameter_groups,
+    make_optimizer,
     pick_device,
     plot_metrics,
     precision,
@@ -64,6 +64,7 @@ class PosttrainConfig:
         batch: Clips per optimiser step, over all processes.
         steps: Optimiser steps; none to train by time alone.
         minutes: Wall-time budget, resumed runs included; none to train by steps alone.
+        optimizer: adamw (as published), or muon for the blocks' matrices: half the steps on small budgets.
         learning_rate: Peak of the warmup-constant-decay schedule.
         weight_decay: AdamW's decay of matrices.
         held_out: Share of the episodes kept for validation.
@@ -93,6 +94,7 @@ class PosttrainConfig:
     batch: int = 64
     steps: int | None = None
     minutes: float | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.04
     held_out: float = 0.03
@@ -211,7 +213,9 @@ def posttrain(config: PosttrainConfig) -> Path:
         nn.init.zeros_(predictor.predictor_proj.weight)
     objective = PredictionLoss(predictor, config.rollout)
     model = processes.wrap(objective)
-    optimizer = torch.optim.AdamW(parameter_groups(predictor, config.weight_decay), lr=config.learning_rate)
+    optimizer = make_optimizer(
+        config.optimizer, predictor, predictor.predictor_blocks, config.learning_rate, config.weight_decay
+    )
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     budget = Budget(config.steps, config.minutes)
     run = TrainingRun(

@@ -17,7 +17,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from armworld.worldmodel.training import (
     Budget,
     Processes,
     TrainingRun,
-    parameter_groups,
+    make_optimizer,
     pick_device,
     plot_metrics,
     precision,
@@ -62,6 +62,7 @@ class PretrainConfig:
         minutes: Wall-time budget, resumed runs included; none to train by steps alone.
         state_loss: Weight of the readout of the robot's state from whole stills; 0 is the paper's objective.
         state_batch: Stills per optimiser step for that readout, over all processes.
+        optimizer: adamw (as published), or muon for the blocks' matrices.
         learning_rate: Peak of the warmup-constant-decay schedule.
         weight_decay: AdamW's decay of matrices.
         ema: Decay of the teacher's moving average. The paper's 0.99925 is for 250k steps; short runs need less.
@@ -87,6 +88,7 @@ class PretrainConfig:
     minutes: float | None = None
     state_loss: float = 0.0
     state_batch: int = 32
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.04
     ema: float = 0.998
@@ -213,7 +215,8 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
 
         source = open_clips(config.data, config.image_size, config.step_seconds)
     model = processes.wrap(denoiser)
-    optimizer = torch.optim.AdamW(parameter_groups(denoiser, config.weight_decay), lr=config.learning_rate)
+    blocks = [*denoiser.student.blocks, *denoiser.predictor.predictor_blocks]
+    optimizer = make_optimizer(config.optimizer, denoiser, blocks, config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     modules = {"denoiser": denoiser, "teacher": denoiser.teacher}
     budget = Budget(config.steps, config.minutes)

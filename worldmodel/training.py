@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,9 @@ import torch
 import torch.distributed as dist
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+
+from armworld.jobs import interruption_flag
+from armworld.types import check_name
 
 
 @dataclass
@@ -102,6 +103,68 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     ]
 
 
+class Optimizers:
+    """Several optimisers that step together. A group's `rate_scale` multiplies the schedule's learning rate."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def set_rate(self, rate: float) -> None:
+        """Give every group the schedule's learning rate times its own scale."""
+        for group in self.param_groups:
+            group["lr"] = rate * group.get("rate_scale", 1.0)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+def make_optimizer(
+    name: str, module: nn.Module, blocks: Iterable[nn.Module], rate: float, weight_decay: float
+) -> Optimizers:
+    """AdamW over everything, or Muon over the transformer blocks' matrices and AdamW over the rest.
+
+    Muon orthogonalises each matrix's momentum (Jordan et al., 2024); updates are scaled to AdamW's size (Liu et al.,
+    arXiv 2502.16982, section 2.2), and what AdamW keeps learns at half the rate.
+
+    Args:
+        name: "adamw" (as published) or "muon".
+        module: Whose trainable parameters are optimised.
+        blocks: Its transformer blocks.
+        rate: Peak learning rate.
+        weight_decay: Decay of matrices.
+
+    Raises:
+        ValueError: Unknown name, or a torch without Muon (before 2.9).
+    """
+    check_name("optimizer", name, ("adamw", "muon"))
+    groups = parameter_groups(module, weight_decay)
+    if name == "adamw":
+        return Optimizers(torch.optim.AdamW(groups, lr=rate))
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, this is {torch.__version__}; valid here: adamw")
+    hidden = [p for block in blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad]
+    taken = {id(p) for p in hidden}
+    rest = [{**g, "params": [p for p in g["params"] if id(p) not in taken], "rate_scale": 0.5} for g in groups]
+    muon = torch.optim.Muon(hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    return Optimizers(muon, torch.optim.AdamW(rest, lr=rate))
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process's place among those that `torchrun` started; rank 0 of 1 without it."""
@@ -166,30 +229,6 @@ def precision(device: torch.device, dtype: str) -> AbstractContextManager:
     raise ValueError(f"unknown dtype {dtype!r}; valid: float32, bfloat16")
 
 
-@contextmanager
-def interruption_flag() -> Iterator[threading.Event]:
-    """Within, the first Ctrl-C or SIGTERM sets the flag; a second one interrupts at once, as usual.
-
-    Off the main thread, where Python handles no signals, the flag is never set.
-    """
-    flag = threading.Event()
-    previous = {}
-
-    def handle(number: int, frame: object) -> None:
-        flag.set()
-        signal.signal(number, previous[signal.Signals(number)])
-
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in previous:
-            signal.signal(number, handle)
-    try:
-        yield flag
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 class TrainingRun:
     """A run folder and everything that changes while training: modules, optimiser, generators, budget, log.
 
@@ -204,7 +243,7 @@ class TrainingRun:
         settings: dict[str, Any],
         budget: Budget,
         modules: dict[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         generators: tuple[np.random.Generator, torch.Generator],
         processes: Processes,
         save_minutes: float,
@@ -244,13 +283,11 @@ class TrainingRun:
 
     def set_learning_rate(self, start: float, peak: float) -> None:
         """Warmup-constant-decay at the budget's progress."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = warmup_constant_decay(self.budget.progress, start, peak)
+        self.optimizer.set_rate(warmup_constant_decay(self.budget.progress, start, peak))
 
     def set_cosine_rate(self, peak: float, warmup_steps: int) -> None:
         """Warmup and cosine at the budget's progress; see `warmup_cosine`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = warmup_cosine(self.budget.progress, self.budget.step, peak, warmup_steps)
+        self.optimizer.set_rate(warmup_cosine(self.budget.progress, self.budget.step, peak, warmup_steps))
 
     def optimise(self, loss: Tensor, clip: float = 1.0) -> None:
         """One optimiser step with the gradient's norm clipped.

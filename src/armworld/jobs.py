@@ -7,11 +7,12 @@ that a job can be repeated at any time.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for_handles
@@ -22,6 +23,7 @@ Result = TypeVar("Result")
 
 # One thread per worker: two shared cores ran slower with two. LP_NUM_THREADS is llvmpipe's (software rendering).
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+INTERRUPT_POLL_SECONDS = 0.2
 LOST_WORKERS_ALLOWED = 3  # in a row without a finished job between them
 
 
@@ -29,10 +31,13 @@ class WorkersLost(RuntimeError):
     """Workers died again and again; what was finished is kept."""
 
 
-def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Result]]:
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, drop_running: bool = False
+) -> Generator[tuple[Job, Result], None, None]:
     """Yield (job, result) as jobs finish, in any order; `workers` = 1 runs them here, one after the other.
 
-    An exception of a job ends the run; jobs under way are finished first, waiting ones are dropped.
+    An exception of a job ends the run, and so do Ctrl-C and SIGTERM (as KeyboardInterrupt): waiting jobs are dropped,
+    jobs under way are finished first, or dropped too with `drop_running`.
 
     Raises:
         ValueError: `workers` is below 1.
@@ -44,13 +49,12 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
         for job in jobs:
             yield job, function(job)
         return
-    waiting, losses = list(jobs), 0
+    waiting, losses = dict(enumerate(jobs)), 0
     while waiting:
         try:
-            for job, result in _run_pool(function, waiting, workers):
-                waiting.remove(job)
+            for index, result in _run_pool(function, waiting.copy(), workers, drop_running):
                 losses = 0
-                yield job, result
+                yield waiting.pop(index), result
         except BrokenProcessPool as error:
             losses += 1
             if losses > LOST_WORKERS_ALLOWED:
@@ -60,29 +64,64 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
                 ) from error
 
 
-def _run_pool(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Result]]:
-    with _worker_environment():
+def _run_pool(
+    function: Callable[[Job], Result], jobs: dict[int, Job], workers: int, drop_running: bool
+) -> Iterator[tuple[int, Result]]:
+    before = set(multiprocessing.active_children())
+    # An interrupt raised inside `wait` or `submit` could leave a future locked for ever, so it only sets a flag.
+    with _worker_environment(), interruption_flag() as interrupted:
         pool = ProcessPoolExecutor(
             min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_start_worker
         )
+        drop = False
         try:
-            queue = iter(jobs)
-            running: dict[Future[Result], Job] = {}
+            queue = iter(jobs.items())
+            running: dict[Future[Result], int] = {}
             # few jobs ahead: an interrupt then waits for little
-            for job in (next(queue, None) for _ in range(2 * workers)):
-                if job is not None:
-                    running[pool.submit(function, job)] = job
+            for index, job in itertools.islice(queue, 2 * workers):
+                running[pool.submit(function, job)] = index
             while running:
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                done, _ = wait(running, timeout=INTERRUPT_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 for future in done:
-                    job = running.pop(future)
+                    index = running.pop(future)
                     result = future.result()
-                    following = next(queue, None)
-                    if following is not None:
-                        running[pool.submit(function, following)] = following
-                    yield job, result
+                    for following, job in itertools.islice(queue, 1):
+                        running[pool.submit(function, job)] = following
+                    yield index, result
+        except BaseException:
+            drop = drop_running
+            raise
         finally:
+            if drop:
+                for process in set(multiprocessing.active_children()) - before:
+                    process.kill()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def interruption_flag() -> Iterator[threading.Event]:
+    """Within, the first Ctrl-C or SIGTERM sets the flag; a second one interrupts at once, as usual.
+
+    Off the main thread, where Python handles no signals, the flag is never set.
+    """
+    flag = threading.Event()
+    previous = {}
+
+    def handle(number: int, frame: object) -> None:
+        flag.set()
+        signal.signal(number, previous[signal.Signals(number)])
+
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in previous:
+            signal.signal(number, handle)
+    try:
+        yield flag
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
