@@ -27,6 +27,8 @@ class AgentSettings:
         execute: Actions executed of each plan (or of a policy's chunk) before looking again.
         context: Frames that the model sees.
         schedule: When the next sub-goal is shown: budget or energy.
+        gripper: Planned together with the arm (joint) or once the arm has arrived (last).
+        max_yaw: Bound of a planned turn about the vertical (rad); 0 leaves rotation out.
         seconds_per_action: Time after which a search stops; results then depend on the machine's speed.
         hold_margin: Hold unless a plan lowers holding's energy by more than this fraction.
         objective: Name of an energy (`planners.objectives.OBJECTIVES`).
@@ -44,6 +46,8 @@ class AgentSettings:
     execute: int | None = None
     context: int | None = None
     schedule: Literal["budget", "energy"] | None = None
+    gripper: Literal["joint", "last"] | None = None
+    max_yaw: float | None = None
     seconds_per_action: float | None = None
     hold_margin: float | None = None
     objective: str = "final"
@@ -56,6 +60,7 @@ class AgentSettings:
     def planner_settings(self) -> dict[str, Any]:
         """The settings that `planners.registry.make_planner` takes, without those left at their defaults."""
         space = {"max_position": self.max_position, "max_norm": self.max_norm, "max_gripper": self.max_gripper}
+        space["max_yaw"] = self.max_yaw
         settings: dict[str, Any] = {
             name: getattr(self, name)
             for name in ("samples", "iterations", "elites", "horizon", "hold_margin")
@@ -144,7 +149,7 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
 
             model = OracleDynamics(env, model)
         choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": settings.schedule}
-        choices["seconds_per_action"] = settings.seconds_per_action
+        choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}
         return PlanningAgent(
             model,
             make_planner(planner or settings.oracle_planner, **settings.planner_settings()),

@@ -5,9 +5,10 @@ It knows no environment, file or logger. What it did last is kept on the agent (
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,6 +36,10 @@ class AgentConfig:
             `switch_holds` plans in a row that hold still, at the latest after `patience` times the budget.
         switch_energy, switch_holds, patience: See `schedule`.
         context: Frames (the present one and those before) that the model sees; fewer at the episode's start.
+        gripper: "joint": arm and gripper are planned together (as published); "last": the arm alone is planned first,
+            and the gripper with it only where that plan moves the arm by less than `arrived_m`. One step ahead, a
+            gripper that closes too early costs nothing yet: this keeps it open until the hand is there.
+        arrived_m: See `gripper` (m).
         seconds_per_action: Time budget of one call of `act`; the search returns its best when it is spent. The
             first iteration always runs. Results then depend on the machine's speed. None: no budget.
     """
@@ -46,10 +51,15 @@ class AgentConfig:
     switch_holds: int = 2
     patience: float = 2.0
     context: int = 1
+    gripper: Literal["joint", "last"] = "joint"
+    arrived_m: float = 0.015
     seconds_per_action: float | None = None
 
     def __post_init__(self) -> None:
         check_name("sub-goal schedule", self.schedule, ("budget", "energy"))
+        check_name("gripper order", self.gripper, ("joint", "last"))
+        if self.arrived_m <= 0:
+            raise ValueError(f"arrived_m must be positive, got {self.arrived_m}")
         if self.execute_steps < 1 or self.context < 1 or self.switch_holds < 1 or self.patience <= 0:
             raise ValueError(f"execute_steps, context, switch_holds and patience must be positive, got {self}")
         if self.seconds_per_action is not None and self.seconds_per_action <= 0:
@@ -116,6 +126,11 @@ class PlanningAgent:
                 f"execute_steps {self.config.execute_steps} exceeds the planner's horizon {planner.config.horizon}"
             )
         self.model, self.planner, self.objective = model, planner, objective
+        self._arm_planner = None
+        if self.config.gripper == "last" and planner.config.space.max_gripper:
+            self._arm_planner = copy.copy(planner)
+            space = replace(planner.config.space, max_gripper=0.0)
+            self._arm_planner.config = replace(planner.config, space=space)
         self.camera, self.generator, self.device = camera, generator, torch.device(device)
         self.last_plan: Plan | None = None
         self.last_step: StepRecord | None = None
@@ -157,9 +172,21 @@ class PlanningAgent:
         return action
 
     def _plan(self, started: float) -> None:
+        plan = self._search(self._arm_planner or self.planner, started)
+        moves = torch.linalg.vector_norm(plan.actions[0, : self.config.execute_steps, :3], dim=-1)
+        if self._arm_planner is not None and float(moves.max()) < self.config.arrived_m:
+            plan = self._search(self.planner, started)
+        self.last_plan = plan
+        self._holds = self._holds + 1 if bool(plan.hold[0]) else 0
+        actions = plan.actions[0, : self.config.execute_steps].cpu().numpy().astype(np.float32)
+        if not np.isfinite(actions).all():
+            raise PlanningError(f"the plan is not finite: {actions.tolist()}")
+        self._queue.extend(actions)
+
+    def _search(self, planner: Planner, started: float) -> Plan:
         z, state = (torch.cat(parts, 1) for parts in zip(*self._frames, strict=True))
         budget = self.config.seconds_per_action
-        self.last_plan = plan = self.planner.plan(
+        return planner.plan(
             self.model,
             self.objective,
             z,
@@ -169,11 +196,6 @@ class PlanningAgent:
             warm_start=self._warm_start(),
             should_stop=None if budget is None else lambda: time.perf_counter() - started > budget,
         )
-        self._holds = self._holds + 1 if bool(plan.hold[0]) else 0
-        actions = plan.actions[0, : self.config.execute_steps].cpu().numpy().astype(np.float32)
-        if not np.isfinite(actions).all():
-            raise PlanningError(f"the plan is not finite: {actions.tolist()}")
-        self._queue.extend(actions)
 
     def _warm_start(self) -> WarmStart | None:
         if self.last_plan is None:

@@ -64,6 +64,19 @@ def test_same_seed_same_episode() -> None:
     assert np.array_equal(first, again)
 
 
+def test_the_gripper_moves_last() -> None:
+    """Jointly it moves from the first step on; "last" leaves it alone until the arm's plan is a small one."""
+    goal = goal_at([3.2, 0.0, 0.0, 1.5])
+    joint = drive(make_agent(), goal, 10)
+    last = drive(make_agent(config=AgentConfig(gripper="last", arrived_m=0.02)), goal, 10)
+    assert joint[1, 3] > 0.2
+    far = np.abs(last[:-1, 0] - 3.2) * float(LIMITS[0]) > 0.06
+    assert far.any() and not np.diff(last[:, 3])[far].any()
+    assert np.abs(last[-1] - [3.2, 0, 0, 1.5]).max() < 0.15
+    with pytest.raises(ValueError, match="valid: joint, last"):
+        AgentConfig(gripper="first")  # type: ignore[arg-type]
+
+
 def test_two_steps_per_plan() -> None:
     agent = make_agent(horizon=3, config=AgentConfig(execute_steps=2))
     drive(agent, goal_at([3.0, 0.0, 0.0, 0.0]), 4)
