@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import gymnasium
 import numpy as np
 
 from armworld.envs import goals
-from armworld.envs.cameras import CAMERAS, Placement
+from armworld.envs.cameras import CAMERAS, EXTERIOR, Placement, placement_from
 from armworld.envs.controller import ACTION_BOUND
 from armworld.envs.layout import NoRoom
 from armworld.envs.randomization import LEVELS, Randomizer
@@ -55,6 +56,8 @@ class ArmEnv(gymnasium.Env):
         step_seconds: Length of a control step; a multiple of the physics step (0.002 s).
         max_steps: Episode length; None: the task's own.
         shadows: Render shadows (slow on a CPU).
+        placements: Where exterior cameras stand in place of the lab's rig: camera -> fields of a `Placement`, e.g.
+            {"left": {"azimuth": 20, "elevation": 40, "distance": 1.1}}. Variation is drawn around them.
 
     Raises:
         ValueError: A name or number is not valid; the message lists what is.
@@ -74,6 +77,7 @@ class ArmEnv(gymnasium.Env):
         step_seconds: float = 0.25,
         max_steps: int | None = None,
         shadows: bool = False,
+        placements: Mapping[str, Mapping[str, Any]] | None = None,
         render_mode: str | None = "rgb_array",
     ):
         check_name("task", task, TASKS)
@@ -110,6 +114,8 @@ class ArmEnv(gymnasium.Env):
         self._goal: Goal | None = None
         self._draws_json = "{}"  # as text: read anew for every info, which is faster than a deep copy
         self._steps = self._held = 0
+        for name, fields in (placements or {}).items():
+            self.place_camera(check_name("camera to place", name, EXTERIOR), placement_from(fields))
 
     @property
     def goal(self) -> Goal:

@@ -10,7 +10,9 @@ Extrinsics float [6] are the camera's pose in the base frame: position (m) and e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -59,6 +61,16 @@ class Placement:
         right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
         rotation = np.stack([right, np.cross(back, right), back], axis=1)
         return np.asarray(self.look_at) + self.distance * back, rotation
+
+
+def placement_from(fields: Mapping[str, Any]) -> Placement:
+    """The placement of these fields (`Placement.as_dict` inverted); a ValueError lists the valid ones."""
+    for name in fields:
+        check_name("field of a camera placement", name, Placement.__dataclass_fields__)
+    try:
+        return Placement(**{**fields, **({"look_at": tuple(fields["look_at"])} if "look_at" in fields else {})})
+    except TypeError as error:
+        raise ValueError(f"a camera placement needs azimuth, elevation and distance, got {dict(fields)}") from error
 
 
 # "left" has the larger base-frame y, as in DROID; lab1's is the rig that the shipped models were trained on.

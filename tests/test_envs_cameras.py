@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from armworld.envs import rendering
+from armworld.envs.base import ArmEnv
 from armworld.envs.cameras import Placement, intrinsics, place_camera, project
 from armworld.envs.scene import SceneConfig
 from armworld.envs.simulator import Simulator
@@ -107,3 +108,24 @@ def test_a_process_that_leaves_a_renderer_open_ends_quietly() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr and "Exception" not in done.stderr, done.stderr
+
+
+def test_an_environment_is_made_with_a_camera_elsewhere() -> None:
+    fields = {"azimuth": 10.0, "elevation": 40.0, "distance": 1.1, "look_at": [0.4, 0.0, 0.1], "fovy": 50.0}
+    env = ArmEnv(image_size=32, placements={"left": fields})
+    try:
+        env.reset(seed=1)
+        assert env.draws["variation"]["cameras"]["left"] == fields
+        expected, _ = Placement(**{**fields, "look_at": (0.4, 0.0, 0.1)}).pose()
+        np.testing.assert_allclose(env.extrinsics("left")[:3], expected, atol=1e-9)
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize(
+    ("placements", "named"),
+    [({"left": {"azimut": 3}}, "azimut"), ({"left": {"azimuth": 3}}, "distance"), ({"wrist": {}}, "wrist")],
+)
+def test_a_wrong_placement_is_named(placements: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ArmEnv(image_size=32, placements=placements)
