@@ -23,7 +23,8 @@ class AgentSettings:
         samples: Candidates per iteration.
         iterations: Iterations.
         elites: Candidates that the next iteration is fitted to.
-        horizon: Imagined steps per plan.
+        horizon: Actions per plan.
+        repeat: Imagined steps that each of them is kept up for.
         execute: Actions executed of each plan (or of a policy's chunk) before looking again.
         context: Frames that the model sees.
         schedule: When the next sub-goal is shown: budget or energy.
@@ -37,12 +38,15 @@ class AgentSettings:
         max_gripper: Bound of a planned closedness delta; 0 leaves the gripper as it is.
         oracle_planner: The planner that `oracle` uses.
         ensemble: Policies: mean over the chunks predicted so far, weighted exp(-ensemble * age); none for no mean.
+        axes_yaw: Planners: known turn of the model's axes about the vertical (degrees), taken out of every action.
+        calibrate: Planners: random moves at the episode's start from which that turn is fitted; they cost steps.
     """
 
     samples: int | None = None
     iterations: int | None = None
     elites: int | None = None
     horizon: int | None = None
+    repeat: int | None = None
     execute: int | None = None
     context: int | None = None
     schedule: Literal["budget", "energy"] | None = None
@@ -56,6 +60,8 @@ class AgentSettings:
     max_gripper: float | None = None
     oracle_planner: str = "cem"
     ensemble: float | None = None
+    axes_yaw: float | None = None
+    calibrate: int | None = None
 
     def planner_settings(self) -> dict[str, Any]:
         """The settings that `planners.registry.make_planner` takes, without those left at their defaults."""
@@ -63,7 +69,7 @@ class AgentSettings:
         space["max_yaw"] = self.max_yaw
         settings: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("samples", "iterations", "elites", "horizon", "hold_margin")
+            for name in ("samples", "iterations", "elites", "horizon", "repeat", "hold_margin")
             if getattr(self, name) is not None
         }
         space = {name: value for name, value in space.items() if value is not None}
@@ -148,9 +154,13 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
             from armworld.envs.oracle import OracleDynamics
 
             model = OracleDynamics(env, model)
+        if settings.axes_yaw:
+            from armworld.planners.turning import TurnedModel
+
+            model = TurnedModel(model, settings.axes_yaw)
         choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": settings.schedule}
         choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}
-        return PlanningAgent(
+        agent = PlanningAgent(
             model,
             make_planner(planner or settings.oracle_planner, **settings.planner_settings()),
             make_objective(settings.objective),
@@ -158,6 +168,11 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
             generator=torch.Generator().manual_seed(agent_seed(seed)),
             config=AgentConfig(**{name: value for name, value in choices.items() if value is not None}),
         )
+        if settings.calibrate is None:
+            return agent
+        from armworld.planners.calibrating import CalibratingAgent
+
+        return CalibratingAgent(agent, settings.calibrate, np.random.default_rng([seed, STREAM, 1]))
 
     return build
 

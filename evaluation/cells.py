@@ -152,10 +152,15 @@ def claim(cell: Cell) -> None:
         write_json(path, question)
         return
     before = read_json(path)
-    if before != question:
-        differing = [key for key in sorted({*before, *question}) if before.get(key) != question.get(key)]
+    differing = [key for key in sorted({*before, *question}) if _told(before.get(key)) != _told(question.get(key))]
+    if differing:
         told = "; ".join(f"{key}: {before.get(key)!r} there, {question.get(key)!r} asked" for key in differing)
         raise ValueError(f"{cell.out} holds episodes of another run ({told}); choose another --out or remove it")
+
+
+def _told(value: Any) -> Any:
+    """Without what is left open, so that a setting added since, and left open, does not make another question."""
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
 def load_episode(cell: Cell, seed: int) -> EpisodeResult | None:

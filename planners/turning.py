@@ -187,11 +187,19 @@ def _golden(function: Callable[[float], float], low: float, high: float) -> tupl
 
 
 def _spread(energies: np.ndarray, angles_deg: np.ndarray) -> float:
-    """Jackknife standard error (degrees) of the valley's place, read from the first harmonic of the curves [M, K]."""
-    harmonic = energies @ np.exp(1j * np.radians(angles_deg))  # [M]
-    m, total = len(harmonic), harmonic.sum()
-    without = np.degrees(np.angle((total - harmonic) / total))
-    return float(np.sqrt((m - 1) / m * np.square(without - without.mean()).sum()))
+    """Jackknife standard error (degrees) of the valley's place, read from the coarse curves [M, K]."""
+    m, total = len(energies), energies.sum(0)
+    full = _valley(total, angles_deg)
+    away = np.array([_wrapped(_valley(total - curve, angles_deg) - full) for curve in energies])
+    return float(np.sqrt((m - 1) / m * np.square(away - away.mean()).sum()))
+
+
+def _valley(curve: np.ndarray, angles_deg: np.ndarray) -> float:
+    """Where the parabola through the lowest point of a periodic curve [K] and its neighbours has its minimum."""
+    k = int(curve.argmin())
+    before, here, after = curve[k - 1], curve[k], curve[(k + 1) % len(curve)]
+    bend = before - 2 * here + after
+    return float(angles_deg[k] + (0.5 * COARSE_DEG * (before - after) / bend if bend > 0 else 0.0))
 
 
 def _wrapped(angle_deg: float) -> float:

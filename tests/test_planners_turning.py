@@ -1,0 +1,135 @@
+"""The turn of a model's axes: exact on a model with a known turn, found from random moves, taken out of planning."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from armworld.planners.calibrating import CalibratingAgent, RandomMoves, moves_from
+from armworld.planners.mpc import PlanningAgent
+from armworld.planners.objectives import FinalL1
+from armworld.planners.registry import make_planner
+from armworld.planners.turning import Moves, TurnedModel, fit_turn, turn_actions
+from armworld.pose import apply_action, euler_to_matrix
+from armworld.types import Goal, Observation
+from armworld.worldmodel.model import Rollout
+
+WAVES = torch.randn(3, 15, generator=torch.Generator().manual_seed(0)) * 4
+
+
+class TurnedWorld:
+    """Features [2, 9] of a position: itself and waves of it. It imagines Rz(turn) of every action, with noise."""
+
+    step_seconds, camera = 0.25, "left"
+
+    def __init__(self, turn_deg: float, noise: float = 0.0) -> None:
+        self.turn, self.noise = math.radians(turn_deg), noise
+        self.generator = torch.Generator().manual_seed(1)
+
+    def features(self, position: Tensor) -> Tensor:
+        return torch.cat([position, torch.sin(position @ WAVES)], -1).unflatten(-1, (2, 9))
+
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
+        return self.features(torch.as_tensor(images, dtype=torch.float32))
+
+    def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+        moved = turn_actions(actions, self.turn)[..., :3].cumsum(2)
+        imagined = self.features(z[:, -1:, None, 0, :3] + moved)
+        noise = torch.randn(imagined.shape, generator=self.generator) * self.noise
+        return Rollout(z=imagined + noise, state=apply_action(state[:, -1:, None], actions))
+
+
+def see(state: np.ndarray) -> Observation:
+    return {"state": state.astype(np.float32), "left": state[:3].astype(np.float32)}
+
+
+def walk(count: int, seed: int) -> np.ndarray:
+    """States [count + 1, 7] of random moves that happen exactly as commanded."""
+    moves, state = RandomMoves(np.random.default_rng(seed)), np.array([0.5, 0, 0.3, np.pi, 0, 0, 0.0])
+    states = [state]
+    for _ in range(count):
+        states.append(apply_action(states[-1], moves.next(states[-1]).astype(np.float64)))
+    return np.stack(states)
+
+
+def recorded(model: TurnedWorld, count: int = 8, seed: int = 0) -> Moves:
+    states = walk(count, seed)
+    return moves_from(model.encode(states[:, None, :3])[:, 0], states)
+
+
+@pytest.mark.parametrize("turn", [0.0, 17.3, -30.0, 62.5, 121.0, -178.0])
+def test_a_known_turn_is_found_within_half_a_degree(turn: float) -> None:
+    model = TurnedWorld(turn)
+    found = fit_turn(model, recorded(model))
+    assert abs((found.yaw_deg - turn + 180) % 360 - 180) <= 0.5
+    assert found.contrast > 0.5 and found.energy <= found.plain_energy + 1e-5 and found.moves == 8
+
+
+def test_noise_widens_the_error_that_is_told() -> None:
+    exact, noisy = TurnedWorld(20.0), TurnedWorld(20.0, noise=0.2)
+    sure, unsure = fit_turn(exact, recorded(exact)), fit_turn(noisy, recorded(noisy))
+    assert sure.spread_deg < 1.5 and abs(unsure.yaw_deg - 20) < 10
+    assert unsure.contrast < sure.contrast
+
+
+def test_a_model_that_ignores_actions_has_no_contrast() -> None:
+    class Deaf(TurnedWorld):
+        def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+            return super().rollout(z, state, actions * 0)
+
+    assert fit_turn(Deaf(0), recorded(Deaf(0))).contrast < 1e-6
+
+
+def test_moves_that_tell_no_direction_are_refused() -> None:
+    states = np.tile([0.5, 0, 0.3, np.pi, 0, 0, 0.0], (4, 1))
+    with pytest.raises(ValueError, match="at least 2 horizontal moves"):
+        fit_turn(TurnedWorld(0), moves_from(TurnedWorld(0).encode(states[:, None, :3])[:, 0], states))
+
+
+def test_actions_turn_as_vectors_and_rotations_do() -> None:
+    generator = torch.Generator().manual_seed(2)
+    actions = torch.randn(5, 3, 7, generator=generator, dtype=torch.float64) * 0.1
+    turned = turn_actions(actions, 0.7)
+    rotation = euler_to_matrix(torch.tensor([0, 0, 0.7], dtype=torch.float64))
+    torch.testing.assert_close(turned[..., :3], actions[..., :3] @ rotation.T)
+    torch.testing.assert_close(
+        euler_to_matrix(turned[..., 3:6]), rotation @ euler_to_matrix(actions[..., 3:6]) @ rotation.T
+    )
+    torch.testing.assert_close(turn_actions(turned, -0.7), actions)
+    torch.testing.assert_close(turned[..., 6], actions[..., 6])
+
+
+def test_a_turned_model_imagines_as_an_upright_one_and_keeps_the_robots_state() -> None:
+    upright, corrected = TurnedWorld(0), TurnedModel(TurnedWorld(40.0), 40.0)
+    z, state = upright.encode(np.array([[[0.5, 0.1, 0.3]]])), torch.tensor([[[0.5, 0.1, 0.3, 3.1, 0, 0, 0]]])
+    actions = torch.randn(1, 6, 2, 7, generator=torch.Generator().manual_seed(3)) * 0.05
+    seen = corrected.rollout(z, state, actions)
+    torch.testing.assert_close(seen.z, upright.rollout(z, state, actions).z, atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen.state[:, :, 0], apply_action(state[:, :1].expand(1, 6, 7), actions[:, :, 0]))
+    assert corrected.camera == "left" and corrected.step_seconds == 0.25
+
+
+def test_random_moves_stay_near_their_start() -> None:
+    states = walk(200, seed=4)
+    assert np.linalg.norm((states - states[0])[:, :2], axis=1).max() <= 0.12 + 1e-6
+    assert np.abs((states - states[0])[:, 2]).max() <= 0.06
+
+
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_calibration_lets_a_turned_model_arrive(calibrate: bool) -> None:
+    model = TurnedWorld(100.0)
+    planner = make_planner("cem", samples=64, iterations=4, horizon=1, space={"max_gripper": 0.0})
+    planning = PlanningAgent(model, planner, FinalL1(), "left", torch.Generator().manual_seed(0))
+    agent = CalibratingAgent(planning, 6, np.random.default_rng(0)) if calibrate else planning
+    state, target = np.array([0.5, 0, 0.3, np.pi, 0, 0, 0.0]), np.array([0.6, 0.15, 0.25, np.pi, 0, 0, 0.0])
+    agent.reset(Goal((see(target),), (16,)))
+    for _ in range(16):
+        state = apply_action(state, agent.act(see(state)).astype(np.float64))
+    distance = float(np.linalg.norm(state[:3] - target[:3]))
+    if not calibrate:
+        assert distance > 0.05
+        return
+    assert distance < 0.03
+    assert isinstance(agent, CalibratingAgent) and agent.turn is not None and abs(agent.turn.yaw_deg - 100) < 0.5
