@@ -134,6 +134,7 @@ class AgentProcess:
 def _run(pipe: Connection, factory: AgentFactory, threads: int) -> None:
     """The child's whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # never inherit a robot client's real-time priority
     os.nice(5)  # the control loop goes first
     import torch
 

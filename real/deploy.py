@@ -157,7 +157,8 @@ def deploy(config: DeployConfig, console: Console | None = None, ask: Callable[[
         stack.enter_context(signals(stop))
         robot, cell = _open_cell(config, facts, stack)
         gate = SafetyGate(config.limits(facts.step_seconds), max_identical=None if config.sim else 3)
-        factory = partial(build_agent, config.agent, config.model, config.seed, config)
+        settings = config if config.goal else config.for_task("reach")  # drawn goals leave the gripper open
+        factory = partial(build_agent, config.agent, config.model, config.seed, settings)
         agent = stack.enter_context(AgentProcess(factory, config.agent_threads))
         run = _Run(config, facts, cell, gate, agent, stop, console, ask)
         outcomes = [run.episode(number, robot) for number in _episodes(config, stop)]

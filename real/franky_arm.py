@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,31 @@ from armworld.types import require
 
 POLL_S = 0.02
 STOP_S = 0.6  # the smooth stop takes about 0.3 s from 250 mm/s; after this, libfranka's own stop
+
+
+Priority = tuple[int, Any]  # a thread's scheduling policy and its parameter
+
+
+def priority() -> Priority:
+    """This thread's."""
+    return os.sched_getscheduler(0), os.sched_getparam(0)
+
+
+@contextlib.contextmanager
+def at_priority(wanted: Priority | None = None) -> Iterator[None]:
+    """Run at a priority, and go back to the present one whatever happened within.
+
+    libfranka raises the thread that connects to real time (FIFO 99), and what that thread starts later inherits it:
+    the planner's process would run before the control that it must not disturb. So connecting leaves no trace here,
+    and only the 1 kHz control thread, started by a motion, is given what libfranka asked for.
+    """
+    before = priority()
+    try:
+        if wanted is not None:
+            os.sched_setscheduler(0, *wanted)
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 class FrankyArm(Context):
@@ -64,6 +90,7 @@ class FrankyArm(Context):
         self._robot: Any = None
         self._poller: Poller[ArmReading] | None = None
         self._lock = threading.Lock()
+        self._raised: Priority | None = None  # the control thread's; None without a real-time kernel
         self._clock = (-1.0, 0.0)  # the robot's time, and ours when it last advanced
 
     @property
@@ -80,9 +107,11 @@ class FrankyArm(Context):
         mode = franky.RealtimeConfig.Enforce if self.realtime else franky.RealtimeConfig.Ignore
         factor = franky.RelativeDynamicsFactor(1.0, self.acceleration, self.jerk)
         try:
-            robot = franky.Robot(self.host, relative_dynamics_factor=factor, realtime_config=mode)
-            robot.set_collision_behavior(*self.thresholds)
-            robot.translation_velocity_limit.set(self.max_speed)
+            with at_priority():
+                robot = franky.Robot(self.host, relative_dynamics_factor=factor, realtime_config=mode)
+                robot.set_collision_behavior(*self.thresholds)
+                robot.translation_velocity_limit.set(self.max_speed)
+                self._raised = priority() if self.realtime else None
         except (franky.Exception, RuntimeError) as error:
             raise DeviceLost(
                 f"no Franka at {self.host}: {error}. Is FCI activated in Desk, are the brakes open, is the "
@@ -124,7 +153,8 @@ class FrankyArm(Context):
                 motion = franky.CartesianMotion(
                     franky.Affine(matrix), franky.ReferenceType.Absolute, ee_frame=to_flange
                 )
-                robot.move(motion, asynchronous=True)
+                with at_priority(self._raised):
+                    robot.move(motion, asynchronous=True)
             except franky.NetworkException as error:
                 raise DeviceLost(f"the arm at {self.host} is gone: {error}") from error
             except (franky.ControlException, franky.CommandException) as error:

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from armworld.pose import action_between, apply_action
 from armworld.real.limits import DEGREES_RAD, MILLIMETRES_M, Limits
 from armworld.real.protocols import Frame
+from armworld.real.swept import Path
 
 Verdict = Literal["pass", "clip", "hold"]
 SAMPLES = 17
@@ -110,9 +110,11 @@ class SafetyGate:
     limits: Limits
     max_identical: int | None = 3
     _tips: np.ndarray = field(init=False, repr=False)
+    _radius: float = field(init=False, repr=False)  # of the fingertips about the flange, m
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_tips", self.limits.fingers.points())
+        object.__setattr__(self, "_radius", float(np.linalg.norm(self._tips, axis=-1).max()))
 
     def admit(
         self,
@@ -216,7 +218,7 @@ class SafetyGate:
     def _action_reasons(action: np.ndarray) -> list[tuple[str, str]]:
         try:
             array = np.asarray(action)
-        except ValueError:
+        except (ValueError, TypeError):
             return [("shape", "the action is not an array of shape (7,)")]
         if array.shape != (7,):
             return [("shape", f"the action must have shape (7,), got {array.shape}")]
@@ -237,20 +239,9 @@ class SafetyGate:
 
     # ------------------------------------------------------------------ geometry
 
-    def _points(self, state: np.ndarray, wanted: np.ndarray, fractions: np.ndarray) -> tuple:
-        """Flange [S, 3], fingertips [S, 2, 3] and tilt [S] along the path at these fractions of it."""
-        start = Rotation.from_euler("xyz", state[3:6])
-        turn = (Rotation.from_euler("xyz", wanted[3:6]) * start.inv()).as_rotvec()
-        matrices = (Rotation.from_rotvec(fractions[:, None] * turn) * start).as_matrix()
-        flange = state[:3] + fractions[:, None] * (wanted[:3] - state[:3])
-        tips = flange[:, None] + np.einsum("sij,kj->ski", matrices, self._tips)
-        tilt = np.arccos(np.clip(-matrices[:, 2, 2], -1, 1))  # z axis against straight down
-        return flange, tips, tilt, float(np.linalg.norm(turn))
-
     def _violations(self, flange: np.ndarray, tips: np.ndarray, turn: float) -> np.ndarray:
         """How far the worst point lies outside what is allowed (m), [S]; at most 0 is allowed."""
-        radius = float(np.linalg.norm(self._tips, axis=-1).max())
-        sagitta = radius * (1 - np.cos(turn / (SAMPLES - 1) / 2))
+        sagitta = self._radius * (1 - np.cos(turn / (SAMPLES - 1) / 2))
         points = np.concatenate([flange[:, None], tips], 1)  # [S, 3, 3]
         worst = np.maximum(
             self.limits.workspace.outside(flange), self.limits.fingertips.outside(tips).max(-1) + sagitta
@@ -265,22 +256,11 @@ class SafetyGate:
         self, state: np.ndarray, wanted: np.ndarray, scale: float
     ) -> tuple[np.ndarray | None, list[tuple[str, str]]]:
         """The farthest allowed state on the straight path to `wanted`, or None, and what was objected to."""
-        limits, reasons = self.limits, []
-        turn = self._points(state, wanted, np.zeros(1))[3]
-        radius = float(np.linalg.norm(self._tips, axis=-1).max())
-        reach = float(np.linalg.norm(wanted[:3] - state[:3])) + radius * turn  # bounds the fingertips' path
-        longest = limits.max_speed * limits.step_seconds * scale
-        widest = limits.max_rotation_rate * limits.step_seconds * scale
-        fraction = 1.0
-        if reach > longest:
-            fraction = longest / reach
-            reasons.append(("speed", f"{1000 * reach:.0f} mm in a step, allowed {1000 * longest:.0f}"))
-        if turn * fraction > widest:
-            fraction = widest / turn
-            reasons.append(("rotation", f"{turn:.3f} rad in a step, allowed {widest:.3f}"))
+        limits, path = self.limits, Path.between(state, wanted)
+        fraction, reasons = self._slow_down(path, scale)
         fractions = np.linspace(0, fraction, SAMPLES)
-        flange, tips, tilt, turn = self._points(state, wanted, fractions)
-        outside = self._violations(flange, tips, turn * fraction)
+        flange, tips, tilt = path.points(fractions, self._tips)
+        outside = self._violations(flange, tips, path.turn * fraction)
         if outside[0] > limits.tracking_m or tilt[0] > limits.max_tilt + 0.05:
             text = f"the arm stands {1000 * outside[0]:.0f} mm outside its box, tilted {tilt[0]:.2f} rad"
             return None, [("start_outside", f"{text}: drive it back by hand")]
@@ -293,17 +273,24 @@ class SafetyGate:
             reasons.append(self._blame(flange, tips, tilt, min(end + 1, SAMPLES - 1)))
         if end == 0:
             return None, reasons
-        action = fractions[end] * (wanted - state)
-        action[3:6] = Rotation.from_rotvec(fractions[end] * self._turn(state, wanted)).as_euler("xyz")
-        return apply_action(state, action), reasons
+        return np.append(path.pose(fractions[end]), state[6]), reasons
 
-    @staticmethod
-    def _turn(state: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        start = Rotation.from_euler("xyz", state[3:6])
-        return (Rotation.from_euler("xyz", wanted[3:6]) * start.inv()).as_rotvec()
+    def _slow_down(self, path: Path, scale: float) -> tuple[float, list[tuple[str, str]]]:
+        """The fraction of a path that speed and rotation rate allow in a step."""
+        limits, fraction, reasons = self.limits, 1.0, []
+        longest = limits.max_speed * limits.step_seconds * scale
+        widest = limits.max_rotation_rate * limits.step_seconds * scale
+        reach = path.length + self._radius * path.turn  # bounds the fingertips' way
+        if reach > longest:
+            fraction = longest / reach
+            reasons.append(("speed", f"{1000 * reach:.0f} mm in a step, allowed {1000 * longest:.0f}"))
+        if path.turn * fraction > widest:
+            fraction = widest / path.turn
+            reasons.append(("rotation", f"{path.turn:.3f} rad in a step, allowed {widest:.3f}"))
+        return fraction, reasons
 
     def _blame(self, flange: np.ndarray, tips: np.ndarray, tilt: np.ndarray, at: int) -> tuple[str, str]:
-        where = np.array2string(flange[at], precision=3)
+        where = "({:.3f}, {:.3f}, {:.3f})".format(*flange[at])
         if tilt[at] > self.limits.max_tilt:
             return ("tilt", f"tilted {tilt[at]:.2f} rad from straight down, allowed {self.limits.max_tilt}")
         if self.limits.workspace.outside(flange[at]) > 0:

@@ -81,6 +81,7 @@ class Session:
         self._state: np.ndarray | None = None
         self._waiting_tag: int | None = None
         self._standing = False  # nothing was commanded since the arm was stopped
+        self._sent_s = -np.inf  # when the last command was sent
 
     # ------------------------------------------------------------------ the loop
 
@@ -136,7 +137,8 @@ class Session:
         else:
             self._note(row, images)
         self._after(row)
-        self._pause(tick + self.gate.limits.step_seconds)
+        # A step's time runs from its command: a slow planner's next look must not catch the arm under way.
+        self._pause(max(tick, self._sent_s) + self.gate.limits.step_seconds)
 
     def _after(self, row: Mapping[str, Any]) -> None:
         """Whether to go on: too many holds in a row end the episode, and so does arrival."""
@@ -284,6 +286,7 @@ class Session:
         if before is not None and "gripper_stall" in decision.codes:
             self._commanded[6] = before[6]  # it stays stalled until it moves or is told to back off
         self._slow_left = max(0, self._slow_left - 1)
+        self._sent_s = time.monotonic()
         row["executed"] = action_between(state, sent)
         row["latency"]["command"] = time.monotonic() - started
 

@@ -17,6 +17,7 @@ from armworld.types import check_name
 
 BoxText = tuple[float, float, float, float, float, float]
 CAMERA_KINDS = ("opencv", "realsense", "recorded")
+PLAN_AGE_S, SIM_PLAN_AGE_S = 1.0, 10.0  # a simulated arm may wait for a planner on a busy machine
 LIVE_AGES = {"max_frame_age": 0.3, "max_state_age": 0.2}  # a live arm gets no older frames and states than these
 
 # The simulated cell's own boxes: the training scenes' table, 5 mm of air under the fingertips.
@@ -31,9 +32,9 @@ class CellConfig:
     Attributes:
         sim: Use the simulated robot (real client, loopback) instead of hardware.
         host: FCI address of the arm.
-        gripper: franka_hand, robotiq_2f85 or none.
-        gripper_port: Serial device of the Robotiq gripper.
-        activate_gripper: Let the Robotiq gripper activate at connect: it opens and closes fully.
+        hand: The gripper at the flange: franka_hand, robotiq_2f85 or none.
+        hand_port: Serial device of the Robotiq gripper.
+        activate_hand: Let the Robotiq gripper activate at connect: it opens and closes fully.
         cameras: NAME=KIND:SOURCE each, such as left=opencv:/dev/video0, wrist=realsense:912112070000,
             left=recorded:FOLDER. The first is the one that pictures given as goals belong to.
         image_size: Height and width of the pictures that the agent sees; 0 takes the model's (256 without one).
@@ -45,7 +46,8 @@ class CellConfig:
         max_speed: m/s, at most 0.25.
         max_rotation_rate: rad/s.
         max_tilt: Largest angle of the tool from straight down, rad.
-        max_plan_age: Seconds for which an observation allows a plan; slow planners on a CPU need more than 1.
+        max_plan_age: Seconds for which an observation allows a plan; 0 takes 1 on hardware and 10 with --sim. A slow
+            planner on a CPU needs more than 1.
         max_frame_age, max_state_age: Seconds.
         force_threshold: Collision reflex, N, set at connect.
         torque_threshold: Collision reflex, Nm, set at connect.
@@ -53,9 +55,9 @@ class CellConfig:
 
     sim: bool = False
     host: str = ""
-    gripper: Literal["franka_hand", "robotiq_2f85", "none"] = "franka_hand"
-    gripper_port: str = ""
-    activate_gripper: bool = False
+    hand: Literal["franka_hand", "robotiq_2f85", "none"] = "franka_hand"
+    hand_port: str = ""
+    activate_hand: bool = False
     cameras: tuple[str, ...] = ()
     image_size: int = 0
     crop: float = 0.0
@@ -66,7 +68,7 @@ class CellConfig:
     max_speed: float = 0.25
     max_rotation_rate: float = 1.0
     max_tilt: float = 0.7
-    max_plan_age: float = 1.0
+    max_plan_age: float = 0.0
     max_frame_age: float = 0.3
     max_state_age: float = 0.2
     force_threshold: float = 25.0
@@ -87,8 +89,8 @@ class CellConfig:
             )
         if not self.cameras:
             raise ValueError("give at least one camera: --cameras left=opencv:/dev/video0")
-        if self.gripper == "robotiq_2f85" and not self.gripper_port:
-            raise ValueError("the Robotiq gripper needs --gripper-port, such as /dev/ttyUSB0")
+        if self.hand == "robotiq_2f85" and not self.hand_port:
+            raise ValueError("the Robotiq gripper needs --hand-port, such as /dev/ttyUSB0")
         for name, largest in LIVE_AGES.items():
             if getattr(self, name) > largest:
                 raise ValueError(f"{name} must be at most {largest} s on hardware, got {getattr(self, name)}")
@@ -104,12 +106,12 @@ class CellConfig:
             workspace=to_box(workspace),
             fingertips=to_box(fingertips),
             keep_out=tuple(to_box(numbers) for numbers in self.keep_out),
-            fingers=FINGERS["franka_hand" if self.gripper == "none" else self.gripper],
+            fingers=FINGERS["franka_hand" if self.hand == "none" else self.hand],
             step_seconds=step_seconds,
             max_speed=self.max_speed,
             max_rotation_rate=self.max_rotation_rate,
             max_tilt=self.max_tilt,
-            max_plan_age=self.max_plan_age,
+            max_plan_age=self.max_plan_age or (SIM_PLAN_AGE_S if self.sim else PLAN_AGE_S),
             max_frame_age=self.max_frame_age,
             max_state_age=self.max_state_age,
         )
@@ -126,10 +128,10 @@ class CellConfig:
         return Cell(arm, self._gripper(), cameras)
 
     def _gripper(self) -> Gripper | None:
-        if self.gripper == "franka_hand":
+        if self.hand == "franka_hand":
             return FrankaHand(self.host)
-        if self.gripper == "robotiq_2f85":
-            return Robotiq2F85(self.gripper_port, activate=self.activate_gripper)
+        if self.hand == "robotiq_2f85":
+            return Robotiq2F85(self.hand_port, activate=self.activate_hand)
         return None
 
 

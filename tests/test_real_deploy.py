@@ -1,5 +1,6 @@
 """Settings, goals, pre-flight, live page and the LeRobot shim: what needs no robot."""
 
+import dataclasses
 import json
 import urllib.error
 import urllib.request
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from armworld.cli import parse
+from armworld.evaluation.agents import AgentSettings
 from armworld.pose import apply_action
 from armworld.real.agents import ServoAgent, build_agent
 from armworld.real.cameras import Framing, RecordedCamera
@@ -42,7 +45,7 @@ HARDWARE |= {"goal": (Path("goal.png"),)}
         ({"cameras": ("left=webcam:0",)}, "valid: opencv, realsense, recorded"),
         ({"goal": ()}, "--goal"),
         ({"agent": "oracle"}, "unknown agent"),
-        ({"gripper": "robotiq_2f85"}, "--gripper-port"),
+        ({"hand": "robotiq_2f85"}, "--hand-port"),
         ({"max_frame_age": 1.0}, "max_frame_age must be at most 0.3"),
         ({"episodes": 2}, "--episodes"),
         ({"budgets": (1, 2)}, "one budget per sub-goal"),
@@ -53,6 +56,19 @@ HARDWARE |= {"goal": (Path("goal.png"),)}
 def test_settings_that_are_missing_or_contradict_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         DeployConfig(**(HARDWARE | changes))
+
+
+def test_settings_of_the_cell_and_of_the_agent_share_no_name():
+    """One class holds both: a name of both would silently mean only one of them."""
+    cell, agent = ({f.name for f in dataclasses.fields(kind)} for kind in (CellConfig, AgentSettings))
+    assert not cell & agent
+
+
+def test_the_command_line_gives_the_documented_defaults(tmp_path):
+    config = parse(DeployConfig, ["deploy", "--sim", "--out", str(tmp_path)], "")
+    assert config == DeployConfig(sim=True, out=tmp_path)
+    limits = DeployConfig(sim=True).limits(0.25)
+    assert limits.fingers == FRANKA_HAND and limits.max_plan_age > 1
 
 
 def test_dry_by_default_and_listening_on_loopback():
@@ -180,8 +196,6 @@ def test_the_expert_goes_straight_to_the_goals_in_order():
 
 
 def test_agents_that_need_a_simulator_are_refused():
-    from armworld.evaluation.agents import AgentSettings
-
     with pytest.raises(ValueError, match="unknown agent 'oracle'"):
         build_agent("oracle", "", 0, AgentSettings())
 
