@@ -13,7 +13,8 @@ from armworld.pose import apply_action
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_world_model
-from armworld.worldmodel.posttrain import PosttrainConfig, PredictionLoss, posttrain
+from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
+from armworld.worldmodel.prediction_loss import PredictionLoss
 from armworld.worldmodel.sizes import ACPredictorConfig
 from armworld.worldmodel.training import read_metrics
 

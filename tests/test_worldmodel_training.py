@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from armworld.worldmodel.pretrain import PretrainConfig, collapse_monitors, pretrain
+from armworld.worldmodel.mask_denoiser import collapse_monitors
+from armworld.worldmodel.pretrain import PretrainConfig, pretrain
 from armworld.worldmodel.training import Budget, Processes, parameter_groups, read_metrics, warmup_constant_decay
 
 

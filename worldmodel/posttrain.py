@@ -23,29 +23,34 @@ from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_encoder, save_world_model
 from armworld.worldmodel.encoder import Encoder
+from armworld.worldmodel.finetune import add_lora, load_predictor, merge_lora, train_last_blocks
 from armworld.worldmodel.model import WorldModelConfig
+from armworld.worldmodel.prediction_loss import ACTION_SCALE, PredictionLoss
+from armworld.worldmodel.processes import unsharded
 from armworld.worldmodel.sizes import ACPredictorConfig, encoder_config
 from armworld.worldmodel.training import (
     Budget,
     Processes,
     TrainingRun,
+    defaults_of,
     make_optimizer,
     pick_device,
     plot_metrics,
     precision,
 )
 
-ACTION_SCALE = (20.0, 20.0, 20.0, 5.0, 5.0, 5.0, 2.0)  # 5 cm, 0.2 rad and half a gripper stroke become 1
+CURVES = ("teacher_forcing", "rollout", "state", "inverse", "one_step", "gain")  # panels of the plot
 STATE_SCALE = (5.0, 5.0, 5.0, 2.0, 2.0, 2.0, 2.0)  # 20 cm, 0.5 rad and half a gripper stroke become 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PosttrainConfig:
     """Training of the action-conditioned predictor.
 
     Attributes:
         data: Dataset folders, as `armworld collect` writes them.
-        encoder: Checkpoint folder of the frozen encoder, or `random:SIZE[:DEPTH]` for an untrained one.
+        encoder: Checkpoint of the frozen encoder, or `random:SIZE[:DEPTH]` for an untrained one; by default that of
+            --init.
         out: Run folder; the same command goes on with what it holds.
         cache: Folder of cached features; by default beside the run's folder.
         camera: The camera whose frames are used.
@@ -61,6 +66,12 @@ class PosttrainConfig:
         heads: Its heads.
         merge: Side of the square of patches that share a token (1 in the paper).
         residual: Predict the change of the features rather than the features.
+        state_loss: Weight of a loss on the robot's state after each step, by a head of its own; 0 leaves it out.
+        inverse_loss: Weight of an inverse-dynamics loss: the action read from real and predicted features; 0: none.
+        init: World model to start from (name, folder, published file); its predictor's shape and options hold
+            instead of --width, --depth, --heads, --merge and --residual.
+        trainable_blocks: Train only this many last blocks and the output layers of --init.
+        lora_rank: Train only adapters of this rank beside the blocks' matrices of --init (needs the extra `lora`).
         batch: Clips per optimiser step, over all processes.
         steps: Optimiser steps; none to train by time alone.
         minutes: Wall-time budget, resumed runs included; none to train by steps alone.
@@ -69,6 +80,10 @@ class PosttrainConfig:
         weight_decay: AdamW's decay of matrices.
         held_out: Share of the episodes kept for validation.
         validate_every: Steps between validations.
+        log_every: Steps between rows of the log.
+        recompute: Recompute activations in the backward pass: less memory, about a third more time.
+        fsdp: Spread parameters and optimiser states over the processes of `torchrun`.
+        tensorboard: Also log to out/tensorboard (needs the extra of that name).
         save_minutes: Minutes between saved states.
         seed: Seed of weights and clips.
         device: auto, cpu or cuda.
@@ -76,8 +91,8 @@ class PosttrainConfig:
     """
 
     data: tuple[Path, ...]
-    encoder: str
     out: Path
+    encoder: str | None = None
     cache: Path | None = None
     camera: str = "left"
     image_size: int = 128
@@ -91,6 +106,11 @@ class PosttrainConfig:
     heads: int = 3
     merge: int = 1
     residual: bool = True
+    state_loss: float = 0.0
+    inverse_loss: float = 0.0
+    init: str | None = None
+    trainable_blocks: int | None = None
+    lora_rank: int = 0
     batch: int = 64
     steps: int | None = None
     minutes: float | None = None
@@ -99,14 +119,31 @@ class PosttrainConfig:
     weight_decay: float = 0.04
     held_out: float = 0.03
     validate_every: int = 250
+    log_every: int = 25
+    recompute: bool = False
+    fsdp: bool = False
+    tensorboard: bool = False
     save_minutes: float = 3.0
     seed: int = 0
     device: str = "auto"
     dtype: str = "bfloat16"
 
+    def __post_init__(self) -> None:
+        if self.frames < max(self.rollout, 1) + 1:
+            raise ValueError(f"a rollout of {self.rollout} steps needs frames > {self.rollout}, got {self.frames}")
+        if self.encoder is None and self.init is None:
+            raise ValueError("posttrain needs --encoder (whose features?) or --init (a world model to start from)")
+        if self.init is None and (self.trainable_blocks is not None or self.lora_rank):
+            raise ValueError("trainable_blocks and lora_rank train parts of a trained predictor; name it with --init")
+        if self.lora_rank and (self.trainable_blocks is not None or self.fsdp):
+            raise ValueError("lora_rank goes with neither trainable_blocks nor fsdp; adapters are small without them")
+        if self.lora_rank < 0 or min(self.state_loss, self.inverse_loss) < 0:
+            raise ValueError("lora_rank, state_loss and inverse_loss must not be negative")
+
     def identity(self) -> dict[str, object]:
         """What must be equal for a run to be resumed; where it runs and for how long may change."""
         free = {"out", "cache", "device", "steps", "minutes", "save_minutes", "data"}
+        free |= {"log_every", "recompute", "fsdp", "tensorboard"}
         return {k: v for k, v in asdict(self).items() if k not in free}
 
 
@@ -116,31 +153,6 @@ class FeatureClips(Protocol):
     def sample(self, generator: np.random.Generator, batch: int, frames: int) -> tuple[Tensor, Tensor]:
         """Features [B, T, N, D] and states [B, T, 7]."""
         ...
-
-
-class PredictionLoss(nn.Module):
-    """Teacher forcing plus rollout (paper, equations 2 to 4), as one forward that DDP can wrap."""
-
-    def __init__(self, predictor: ACPredictor, rollout: int) -> None:
-        super().__init__()
-        self.predictor, self.rollout = predictor, rollout
-
-    def forward(self, z_BTND: Tensor, states_BTA: Tensor, actions_BTA: Tensor) -> dict[str, Tensor]:
-        """The parts of the loss and their sum, `loss`; `actions` has T - 1 steps. Short clips have no rollout part."""
-        forced = self.predictor(z_BTND[:, :-1], actions_BTA, states_BTA[:, :-1])
-        z_hat = normalize(forced.z.float())
-        parts = {"teacher_forcing": F.l1_loss(z_hat, z_BTND[:, 1:].float())}
-        if self.rollout > 1 and z_BTND.shape[1] > self.rollout:
-            parts["rollout"] = self._rollout(z_BTND, states_BTA, actions_BTA, z_hat[:, :1])
-        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
-
-    def _rollout(self, z_BTND: Tensor, states_BTA: Tensor, actions_BTA: Tensor, first_B1ND: Tensor) -> Tensor:
-        """L1 of the frame reached by feeding on own predictions; the first one is teacher forcing's own."""
-        context = torch.cat([z_BTND[:, :1].float(), first_B1ND], 1)
-        for step in range(2, self.rollout + 1):
-            prediction = self.predictor(context, actions_BTA[:, :step], states_BTA[:, :step])
-            context = torch.cat([context, normalize(prediction.z[:, -1:].float())], 1)
-        return F.l1_loss(context[:, -1], z_BTND[:, self.rollout].float())
 
 
 def open_encoder(name: str, image_size: int, seed: int) -> Encoder:
@@ -185,10 +197,34 @@ def predictor_config(config: PosttrainConfig, encoder: Encoder, states: np.ndarr
         image_size=encoder.config.image_size,
         residual=config.residual,
         merge=config.merge,
+        state_head=config.state_loss > 0,
         action_scale=ACTION_SCALE,
         state_offset=tuple(round(float(value), 6) for value in centre),
         state_scale=STATE_SCALE,
     )
+
+
+def build_predictor(config: PosttrainConfig, encoder: Encoder, states: np.ndarray) -> ACPredictor:
+    """The predictor before its first step: drawn from the seed, or that of `config.init`.
+
+    Args:
+        states: [F, 7], all frames' states.
+    """
+    torch.manual_seed(config.seed)
+    if config.init is None:
+        predictor = ACPredictor(predictor_config(config, encoder, states))
+        if config.residual:  # start from copying the frame: from a random change, small models fall back to it and stay
+            nn.init.zeros_(predictor.predictor_proj.weight)
+    else:
+        predictor = load_predictor(config.init, encoder, config.state_loss > 0).train()
+        if config.trainable_blocks is not None:
+            train_last_blocks(predictor, config.trainable_blocks)
+        if config.lora_rank:
+            add_lora(predictor, config.lora_rank)
+    if predictor.state_head is not None and not config.state_loss:
+        predictor.state_head.requires_grad_(False)
+    predictor.recompute = config.recompute
+    return predictor
 
 
 def posttrain(config: PosttrainConfig) -> Path:
@@ -197,36 +233,36 @@ def posttrain(config: PosttrainConfig) -> Path:
     Raises:
         ValueError: Bad settings or data, a run folder of other settings, or a loss that is not a number.
     """
-    if config.frames < max(config.rollout, 1) + 1:
-        raise ValueError(f"a rollout of {config.rollout} steps needs frames > {config.rollout}, got {config.frames}")
     device = pick_device(config.device)
-    processes = Processes.from_environment(device)
-    encoder = open_encoder(config.encoder, config.image_size, config.seed).to(device).eval()
-    cache = open_features(config, encoder)
+    processes = Processes.from_environment(device, config.fsdp)
+    encoder = open_encoder(config.encoder or str(config.init), config.image_size, config.seed).to(device).eval()
+    cache = processes.in_turn(lambda: open_features(config, encoder))
     cache.preload()
     train_episodes, held_out_episodes = cache.split(config.held_out, config.seed)
     train, held_out = (cache.clips(part, config.step_seconds) for part in (train_episodes, held_out_episodes))
 
-    torch.manual_seed(config.seed)
-    predictor = ACPredictor(predictor_config(config, encoder, cache.states)).to(device)
-    if config.residual:  # start from copying the frame: from a random change, small models fall back to it and stay
-        nn.init.zeros_(predictor.predictor_proj.weight)
-    objective = PredictionLoss(predictor, config.rollout)
-    model = processes.wrap(objective)
+    predictor = build_predictor(config, encoder, cache.states).to(device)
+    objective = PredictionLoss(predictor, config.rollout, config.state_loss, config.inverse_loss).to(device)
+    model = processes.wrap(objective, predictor)
     optimizer = make_optimizer(
-        config.optimizer, predictor, predictor.predictor_blocks, config.learning_rate, config.weight_decay
+        config.optimizer, objective, predictor.predictor_blocks, config.learning_rate, config.weight_decay
     )
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     budget = Budget(config.steps, config.minutes)
+    modules: dict[str, nn.Module] = {"predictor": predictor}
+    if objective.inverse is not None:
+        modules["inverse"] = objective.inverse
     run = TrainingRun(
         config.out,
         config.identity(),
         budget,
-        {"predictor": predictor},
+        modules,
         optimizer,
         generators,
         processes,
         config.save_minutes,
+        defaults_of(config),
+        config.tensorboard,
     )
     share = processes.share(config.batch)
     for step in run.steps():
@@ -237,19 +273,22 @@ def posttrain(config: PosttrainConfig) -> Path:
         with precision(device, config.dtype):
             parts = model(z, states, action_between(states[:, :-1], states[:, 1:]))
         run.optimise(parts["loss"])
-        if step % 25 == 0:
+        if step % config.log_every == 0:
             run.log({name: float(value.detach()) for name, value in parts.items()})
         if step and step % config.validate_every == 0:
             run.log(validate(predictor, held_out, config, device))
     out = config.out / "model"
+    scores = validate(predictor, held_out, config, device)
+    merge_lora(predictor)
+    whole = unsharded(predictor)
     if processes.is_main:
-        scores = validate(predictor, held_out, config, device)
+        assert isinstance(whole, ACPredictor)
         training = {**config.identity(), "encoder": encoder_hash(encoder)}
         about = {"training": training, "steps": budget.step, "seconds": round(budget.elapsed)}
         about |= {"data": [path.name for path in config.data], "frames": len(cache.states), "device": device.type}
         usage = WorldModelConfig(config.step_seconds, encoder.config.image_size, config.camera, config.layers)
-        save_world_model(out, encoder, predictor, usage, about={**about, "validation": scores})
-        plot_metrics(run.metrics_path, config.out / "curves.png", ("teacher_forcing", "rollout", "one_step", "gain"))
+        save_world_model(out, encoder, whole, usage, about={**about, "validation": scores})
+        plot_metrics(run.metrics_path, config.out / "curves.png", CURVES)
     return out
 
 

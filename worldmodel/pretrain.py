@@ -13,54 +13,62 @@ Shapes: B clips, T frames, H x W pixels, N tokens = (T/2) (H/16) (W/16), D featu
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import save_encoder
-from armworld.worldmodel.encoder import Encoder, clip_grid, pixels_to_clip, take_tokens
+from armworld.worldmodel.clip_sources import ClipSource, StateClipSource, open_sources
+from armworld.worldmodel.encoder import Encoder, pixels_to_clip
+from armworld.worldmodel.mask_denoiser import MaskDenoiser, collapse_monitors
 from armworld.worldmodel.mask_predictor import MaskPredictor
 from armworld.worldmodel.masks import Mask, sample_masks
+from armworld.worldmodel.processes import unsharded
 from armworld.worldmodel.sizes import PATCH, TUBELET, EncoderConfig, MaskPredictorConfig, encoder_config
 from armworld.worldmodel.training import (
+    DECAY_SHARE,
     Budget,
     Processes,
     TrainingRun,
+    defaults_of,
     make_optimizer,
     pick_device,
     plot_metrics,
     precision,
 )
 
-READOUT_INDEX = (0, 1, 2, 6)  # x, y, z (m) and closedness
-READOUT_SCALE = (5.0, 5.0, 5.0, 2.0)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Mask-denoising pretraining.
 
     Attributes:
-        data: Dataset folders, as `armworld collect` writes them.
+        data: Dataset folders, as `armworld collect` writes them; together they are one source.
+        videos: Folders of videos, each a source of its own.
+        images: Folders of images, each a source of still clips.
+        weights: How often each source is drawn: first --data (if any), then each of --videos, then each of --images;
+            by default all alike.
         out: Run folder; the same command goes on with what it holds.
         size: Encoder size: tiny, small, base, L, H, g, g-384 or debug.
         depth: Blocks, if not the size's own number.
         image_size: Frame height and width in pixels; a multiple of 16.
         frames: Frames per clip; a multiple of 2.
+        cooldown_frames: Frames per clip in the cooldown, the schedule's last fifth (64 after 16 in the paper).
+        cooldown_image_size: Frame size in the cooldown (384 after 256 in the paper); frames are read at this size and
+            shrunk until then.
         step_seconds: Seconds between the frames of a clip.
         still_share: Share of the clips that is a still (one frame twice), as planning shows them to the encoder.
         batch: Clips per optimiser step, over all processes.
         steps: Optimiser steps; none to train by time alone.
         minutes: Wall-time budget, resumed runs included; none to train by steps alone.
         state_loss: Weight of the readout of the robot's state from whole stills; 0 is the paper's objective.
+        state_readout: What it is read from: the mean over the patches, or every patch by itself, which makes the whole
+            feature map follow the hand and the energy of planning fall with its distance from afar.
         state_batch: Stills per optimiser step for that readout, over all processes.
         optimizer: adamw (as published), or muon for the blocks' matrices.
         learning_rate: Peak of the warmup-constant-decay schedule.
@@ -69,24 +77,34 @@ class PretrainConfig:
         predictor_width: Width of the mask predictor.
         predictor_depth: Its blocks.
         predictor_heads: Its heads.
+        log_every: Steps between rows of the log.
+        recompute: Recompute activations in the backward pass: less memory, about a third more time.
+        fsdp: Spread parameters and optimiser states over the processes of `torchrun`.
+        tensorboard: Also log to out/tensorboard (needs the extra of that name).
         save_minutes: Minutes between saved states.
         seed: Seed of weights, clips and masks.
         device: auto, cpu or cuda.
         dtype: bfloat16 (autocast) or float32.
     """
 
-    data: tuple[Path, ...]
     out: Path
+    data: tuple[Path, ...] = ()
+    videos: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
     size: str = "tiny"
     depth: int | None = None
     image_size: int = 128
     frames: int = 4
+    cooldown_frames: int | None = None
+    cooldown_image_size: int | None = None
     step_seconds: float = 0.25
     still_share: float = 0.25
     batch: int = 64
     steps: int | None = None
     minutes: float | None = None
     state_loss: float = 0.0
+    state_readout: Literal["mean", "tokens"] = "mean"
     state_batch: int = 32
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
@@ -95,16 +113,40 @@ class PretrainConfig:
     predictor_width: int = 192
     predictor_depth: int = 4
     predictor_heads: int = 6
+    log_every: int = 20
+    recompute: bool = False
+    fsdp: bool = False
+    tensorboard: bool = False
     save_minutes: float = 3.0
     seed: int = 0
     device: str = "auto"
     dtype: str = "bfloat16"
 
+    def __post_init__(self) -> None:
+        if self.last_image_size < self.image_size:
+            raise ValueError(
+                f"cooldown_image_size {self.cooldown_image_size} must not be below image_size {self.image_size}"
+            )
+        for frames in (self.frames, self.cooldown_frames or self.frames):
+            if frames < 1 or (frames > 1 and frames % TUBELET):
+                raise ValueError(f"clips need 1 frame or a multiple of {TUBELET}, got {frames}")
+
+    @property
+    def last_image_size(self) -> int:
+        """The size of the frames at the end of training, at which they are read and the encoder is used."""
+        return self.cooldown_image_size or self.image_size
+
+    def clip_shape(self, progress: float) -> tuple[int, int]:
+        """Frames per clip and their size in pixels at `progress` in [0, 1] of the budget."""
+        if progress <= 1 - DECAY_SHARE:
+            return self.frames, self.image_size
+        return self.cooldown_frames or self.frames, self.last_image_size
+
     @property
     def encoder(self) -> EncoderConfig:
         """The encoder's configuration."""
         changes = {} if self.depth is None else {"depth": self.depth}
-        return encoder_config(self.size, image_size=(self.image_size, self.image_size), **changes)
+        return encoder_config(self.size, image_size=(self.last_image_size, self.last_image_size), **changes)
 
     @property
     def predictor(self) -> MaskPredictorConfig:
@@ -113,155 +155,106 @@ class PretrainConfig:
 
     def identity(self) -> dict[str, object]:
         """What must be equal for a run to be resumed; where it runs and for how long may change."""
-        free = {"out", "device", "steps", "minutes", "save_minutes", "data"}
+        free = {"out", "device", "steps", "minutes", "save_minutes", "log_every", "recompute", "fsdp", "tensorboard"}
+        free |= {"data", "videos", "images"}
         return {k: v for k, v in asdict(self).items() if k not in free}
-
-
-class ClipSource(Protocol):
-    """Anything that draws clips uint8 [B, T, H, W, 3] with a generator."""
-
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray: ...
-
-    def sample_with_states(
-        self, generator: np.random.Generator, batch: int, frames: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The same, and the robot's states [B, T, 7]; needed for `state_loss` alone."""
-        ...
-
-
-class MaskDenoiser(nn.Module):
-    """Student, mask predictor and the loss; the teacher is held beside them, outside of the parameters."""
-
-    def __init__(self, student: Encoder, predictor: MaskPredictor) -> None:
-        super().__init__()
-        self.student, self.predictor = student, predictor
-        self.state_readout = nn.Linear(student.config.width, len(READOUT_SCALE))
-        self._teacher = [copy.deepcopy(student).requires_grad_(False)]  # in a list: not to be registered
-
-    @property
-    def teacher(self) -> Encoder:
-        return self._teacher[0]
-
-    @torch.no_grad()
-    def targets(self, clip_BCTHW: Tensor) -> Tensor:
-        """The teacher's layer-normed features [B, N, D] of whole clips."""
-        return normalize(self.teacher(clip_BCTHW).float())
-
-    def forward(
-        self, clip_BCTHW: Tensor, masks: Sequence[Mask], stills: tuple[Tensor, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """`denoising`: mean over the mask families of the L1 at the hidden tokens; `state`: error of the readout.
-
-        Args:
-            clip_BCTHW: Clips.
-            masks: One per family.
-            stills: Whole frames [B, 3, 1, H, W] and their states [B, 7], for the readout.
-        """
-        targets, grid = self.targets(clip_BCTHW), clip_grid(clip_BCTHW)
-        losses = []
-        for family, mask in enumerate(masks):
-            seen = self.student(clip_BCTHW, mask.context)
-            filled = self.predictor(seen, mask.context, mask.target, grid, family)
-            losses.append(F.l1_loss(filled.float(), take_tokens(targets, mask.target)))
-        parts = {"denoising": torch.stack(losses).mean()}
-        if stills is not None:
-            parts["state"] = self._readout_error(*stills)
-        return parts
-
-    def _readout_error(self, stills: Tensor, states: Tensor) -> Tensor:
-        """L1 of position and closedness, in units of 20 cm and half a stroke."""
-        scale = states.new_tensor(READOUT_SCALE)
-        features = normalize(self.student(stills).float()).mean(1)
-        return F.l1_loss(self.state_readout(features).float(), states[:, READOUT_INDEX] * scale)
-
-    @torch.no_grad()
-    def update_teacher(self, decay: float) -> None:
-        """teacher <- decay * teacher + (1 - decay) * student."""
-        for average, current in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-            average.lerp_(current, 1 - decay)
-
-
-def collapse_monitors(features: Tensor) -> dict[str, float]:
-    """How far features [..., D] are from collapse.
-
-    `feature_std`: mean over channels of the deviation over tokens. `feature_rank`: effective rank, the exponential
-    of the entropy of the normalised singular values, at most D.
-    """
-    flat = features.float().flatten(0, -2)
-    flat = flat - flat.mean(0)
-    chosen = torch.linspace(0, len(flat) - 1, min(len(flat), 2048)).long()
-    values = torch.linalg.svdvals(flat[chosen.to(flat.device)])
-    shares = (values / values.sum().clamp_min(1e-12)).clamp_min(1e-12)
-    rank = torch.exp(-(shares * shares.log()).sum())
-    return {"feature_std": float(flat.std(0).mean()), "feature_rank": float(rank)}
 
 
 def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
     """Train an encoder and return its checkpoint folder, `out/encoder`.
 
-    The moving-average teacher is what is kept, as in the paper. `source` replaces the episodes in `config.data`.
+    The moving-average teacher is what is kept, as in the paper. `source` replaces the folders of the configuration;
+    its frames have the size `config.last_image_size`.
 
     Raises:
         ValueError: Bad settings or data, a run folder of other settings, or a loss that is not a number.
     """
     device = pick_device(config.device)
-    processes = Processes.from_environment(device)
-    torch.manual_seed(config.seed)
-    encoder = Encoder(config.encoder)
-    denoiser = MaskDenoiser(encoder, MaskPredictor(config.predictor)).to(device)
-    denoiser.teacher.to(device)
+    processes = Processes.from_environment(device, config.fsdp)
     if source is None:
-        from armworld.datasets.clips import open_clips
-
-        source = open_clips(config.data, config.image_size, config.step_seconds)
-    model = processes.wrap(denoiser)
+        source = processes.in_turn(lambda: _open(config))
+    denoiser = _build(config).to(device)
+    denoiser.teacher.to(device)
+    processes.shard(denoiser.teacher)
+    model = processes.wrap(denoiser, denoiser.student, denoiser.predictor)
     blocks = [*denoiser.student.blocks, *denoiser.predictor.predictor_blocks]
     optimizer = make_optimizer(config.optimizer, denoiser, blocks, config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
-    modules = {"denoiser": denoiser, "teacher": denoiser.teacher}
     budget = Budget(config.steps, config.minutes)
     run = TrainingRun(
-        config.out, config.identity(), budget, modules, optimizer, generators, processes, config.save_minutes
+        config.out,
+        config.identity(),
+        budget,
+        {"denoiser": denoiser, "teacher": denoiser.teacher},
+        optimizer,
+        generators,
+        processes,
+        config.save_minutes,
+        defaults_of(config),
+        config.tensorboard,
     )
     for step in run.steps():
         run.set_learning_rate(config.learning_rate / 5, config.learning_rate)
-        clip, masks = _draw(config, source, generators, processes, device)
+        shape = config.clip_shape(budget.progress)
+        clip, masks = _draw(config, source, shape, generators, processes, device)
+        stills = _draw_stills(config, source, shape[1], generators[0], processes, device)
         with precision(device, config.dtype):
-            parts = model(clip, masks, _draw_stills(config, source, generators[0], processes, device))
+            parts = model(clip, masks, stills)
             loss = parts["denoising"] + config.state_loss * parts.get("state", 0.0)
         run.optimise(loss)
         denoiser.update_teacher(config.ema)
-        if step % 20 == 0:
+        if step % config.log_every == 0:
             with torch.no_grad(), precision(device, config.dtype):
                 run.log({**{k: float(v) for k, v in parts.items()}, **collapse_monitors(denoiser.teacher(clip))})
-    out = config.out / "encoder"
+    out, encoder = config.out / "encoder", unsharded(denoiser.teacher)
     if processes.is_main:
+        assert isinstance(encoder, Encoder)
         about = {"training": "mask denoising", **config.identity(), "steps": budget.step}
-        save_encoder(out, denoiser.teacher, about={**about, "seconds": round(budget.elapsed)})
+        save_encoder(out, encoder, about={**about, "seconds": round(budget.elapsed)})
         plot_metrics(run.metrics_path, config.out / "curves.png", ("denoising", "state", "feature_std", "feature_rank"))
     return out
+
+
+def _open(config: PretrainConfig) -> ClipSource:
+    size, step = config.last_image_size, config.step_seconds
+    return open_sources(config.data, config.videos, config.images, config.weights, size, step)
+
+
+def _build(config: PretrainConfig) -> MaskDenoiser:
+    """Student, predictor and teacher, drawn from the seed."""
+    torch.manual_seed(config.seed)
+    denoiser = MaskDenoiser(Encoder(config.encoder), MaskPredictor(config.predictor), config.state_readout)
+    denoiser.student.recompute = denoiser.predictor.recompute = config.recompute
+    if not config.state_loss:  # parameters without gradients would stop DDP
+        denoiser.state_readout.requires_grad_(False)
+    return denoiser
 
 
 def _draw(
     config: PretrainConfig,
     source: ClipSource,
+    shape: tuple[int, int],
     generators: tuple[np.random.Generator, torch.Generator],
     processes: Processes,
     device: torch.device,
 ) -> tuple[Tensor, list[Mask]]:
-    """This rank's clips [B, 3, T, H, W] and masks. Every rank draws the whole batch, so all see the same draws."""
+    """This rank's clips [B, 3, T, H, W] and masks. Every rank draws the whole batch, so all see the same draws.
+
+    Args:
+        shape: Frames per clip and their size, as of now.
+    """
     numpy_rng, torch_rng = generators
-    frames = 1 if numpy_rng.random() < config.still_share else config.frames
-    side, share = config.image_size // PATCH, processes.share(config.batch)
+    frames = 1 if numpy_rng.random() < config.still_share else shape[0]
+    side, share = shape[1] // PATCH, processes.share(config.batch)
     batch = source.sample(numpy_rng, config.batch, frames)[share]
     masks = sample_masks((max(frames // TUBELET, 1), side, side), config.batch, torch_rng)
-    clip = pixels_to_clip(torch.from_numpy(batch).to(device))
-    return clip, [Mask(m.context[share], m.target[share]).to(device) for m in masks]
+    return _to_clip(batch, shape[1], device), [Mask(m.context[share], m.target[share]).to(device) for m in masks]
 
 
 def _draw_stills(
     config: PretrainConfig,
     source: ClipSource,
+    image_size: int,
     numpy_rng: np.random.Generator,
     processes: Processes,
     device: torch.device,
@@ -269,7 +262,18 @@ def _draw_stills(
     """This rank's stills [B, 3, 1, H, W] and states [B, 7], or None where the readout is off."""
     if not config.state_loss:
         return None
+    if not isinstance(source, StateClipSource):
+        raise ValueError("state_loss needs recorded episodes (--data): videos and images carry no robot state")
     share = processes.share(config.state_batch)
     frames, states = source.sample_with_states(numpy_rng, config.state_batch, 1)
-    stills = pixels_to_clip(torch.from_numpy(frames[share]).to(device))
-    return stills, torch.from_numpy(states[share, 0]).to(device)
+    return _to_clip(frames[share], image_size, device), torch.from_numpy(states[share, 0]).to(device)
+
+
+def _to_clip(frames: np.ndarray, image_size: int, device: torch.device) -> Tensor:
+    """uint8 [B, T, H, W, 3] -> normalised [B, 3, T, image_size, image_size], averaged down where frames are larger."""
+    clip = pixels_to_clip(torch.from_numpy(frames).to(device))
+    if clip.shape[-1] == image_size:
+        return clip
+    images = clip.transpose(1, 2)
+    small = F.interpolate(images.flatten(0, 1), (image_size, image_size), mode="bilinear", antialias=True)
+    return small.unflatten(0, images.shape[:2]).transpose(1, 2)
