@@ -121,9 +121,9 @@ class PlanningAgent:
     ) -> None:
         """Put the parts together; `generator` is the source of all the planner's randomness."""
         self.config = config or AgentConfig()
-        if self.config.execute_steps > planner.config.horizon:
+        if self.config.execute_steps > planner.config.steps:
             raise ValueError(
-                f"execute_steps {self.config.execute_steps} exceeds the planner's horizon {planner.config.horizon}"
+                f"execute_steps {self.config.execute_steps} exceeds the planner's horizon {planner.config.steps}"
             )
         self.model, self.planner, self.objective = model, planner, objective
         self._arm_planner = None

@@ -62,6 +62,17 @@ class SummedL1:
 
 
 @dataclass(frozen=True)
+class ClosestL1:
+    """min_h (1 + haste (h - 1)) mean |z_h - z_goal|, h = 1..H: how near the plan ever comes, and rather soon."""
+
+    haste: float = 0.03
+
+    def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
+        steps = (rollout.z - goal.z[:, None, None]).abs().mean((-2, -1))
+        return (steps * (1 + self.haste * torch.arange(steps.shape[-1], device=steps.device))).amin(-1)
+
+
+@dataclass(frozen=True)
 class PatchWeightedL1:
     """sum_n w_n |z_n - z_goal,n| at the last frame, with w_n proportional to (|z_goal,n - z_start,n| + floor)^power.
 
@@ -126,6 +137,7 @@ class WeightedSum:
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "final": FinalL1,
     "summed": SummedL1,
+    "closest": ClosestL1,
     "patches": PatchWeightedL1,
     "final+state": lambda: WeightedSum(((1.0, FinalL1()), (0.1, RobotState()))),
     "summed+state": lambda: WeightedSum(((1.0, SummedL1()), (0.1, RobotState()))),

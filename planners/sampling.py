@@ -47,7 +47,9 @@ class PlannerConfig:
     """What every planner is told.
 
     Attributes:
-        horizon: Steps H per plan.
+        horizon: Actions H per plan.
+        repeat: Steps that each of them is kept up for in imagination; 1 plans every step by itself. With horizon 1, a
+            few repeats look as far ahead as a long horizon, and the search stays as small as one step's.
         space: Planned dimensions and bounds.
         hold_candidate: Holding still is always among the candidates.
         hold_margin: Hold unless a plan lowers holding's energy by more than this fraction.
@@ -58,6 +60,7 @@ class PlannerConfig:
     """
 
     horizon: int = 1
+    repeat: int = 1
     space: ActionSpace = field(default_factory=ActionSpace)
     hold_candidate: bool = True
     hold_margin: float = 0.0
@@ -69,10 +72,17 @@ class PlannerConfig:
     def __post_init__(self) -> None:
         if self.horizon < 1:
             raise ValueError(f"horizon must be at least 1, got {self.horizon}")
+        if self.repeat < 1:
+            raise ValueError(f"repeat must be at least 1, got {self.repeat}")
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk must be at least 1 candidate or None, got {self.chunk}")
         if not 0 <= self.hold_margin < 1:
             raise ValueError(f"hold_margin must lie in [0, 1), got {self.hold_margin}")
+
+    @property
+    def steps(self) -> int:
+        """Imagined steps per plan."""
+        return self.horizon * self.repeat
 
 
 class Search:
@@ -201,11 +211,15 @@ class Search:
         statistics = Statistics(
             tuple(self._iterations), self._evaluated, self._nonfinite, self.hold_cost, self.stopped_early
         )
-        kept = None if elites is None else self.space.expand(elites)
-        return Plan(self.space.expand(plans), cost, hold, statistics, kept)
+        kept = None if elites is None else self._steps(elites)
+        return Plan(self._steps(plans), cost, hold, statistics, kept)
+
+    def _steps(self, plans: Tensor) -> Tensor:
+        """Actions of every step [..., H * repeat, 7] of plans [..., H, P]."""
+        return self.space.expand(plans).repeat_interleave(self.config.repeat, -2)
 
     def _energy(self, plans: Tensor) -> Tensor:
-        rollout = self.model.rollout(self.z, self.state, self.space.expand(plans))
+        rollout = self.model.rollout(self.z, self.state, self._steps(plans))
         cost = self.objective(rollout, self.goal)
         if cost.shape != plans.shape[:2]:
             raise ValueError(f"the objective must return [B, S] = {tuple(plans.shape[:2])}, got {tuple(cost.shape)}")
@@ -216,7 +230,7 @@ class Search:
         if self.config.chunk is not None:
             return max(1, self.config.chunk // self.batch)
         frame_bytes = self.z[0, 0].numel() * self.z.element_size()
-        candidate_bytes = FLOATS_PER_FEATURE * frame_bytes * plans.shape[2]
+        candidate_bytes = FLOATS_PER_FEATURE * frame_bytes * self.config.steps
         return max(1, int(self.config.memory_mb * 2**20) // (candidate_bytes * self.batch))
 
 
@@ -261,7 +275,8 @@ class Planner(ABC, Generic[Config]):
         if warm_start is not None and self.config.warm_start:
             start = self._fit(warm_start.actions, search.best)
             if warm_start.elites is not None:
-                elites = self.config.space.clip(self.config.space.compress(warm_start.elites.to(search.best)))
+                repeated = warm_start.elites[:, :, :: self.config.repeat].to(search.best)
+                elites = self.config.space.clip(self.config.space.compress(repeated))
         with torch.no_grad():
             return self.optimise(search, generator, start, elites)
 
@@ -270,9 +285,10 @@ class Planner(ABC, Generic[Config]):
         """The algorithm. `start` is [B, H, P] (zeros without a warm start), `elites` [B, K, H, P] or None."""
 
     def _fit(self, actions: Tensor, like: Tensor) -> Tensor:
-        if actions.shape != (*like.shape[:2], 7):
-            raise ValueError(f"warm start must be [B, H, 7] = {(*like.shape[:2], 7)}, got {tuple(actions.shape)}")
-        return self.config.space.clip(self.config.space.compress(actions.to(like)))
+        expected = (like.shape[0], self.config.steps, 7)
+        if actions.shape != expected:
+            raise ValueError(f"warm start must be [B, H * repeat, 7] = {expected}, got {tuple(actions.shape)}")
+        return self.config.space.clip(self.config.space.compress(actions[:, :: self.config.repeat].to(like)))
 
 
 def _usable(x: Tensor) -> Tensor:

@@ -248,6 +248,22 @@ def test_near_cost_shrinks_the_search() -> None:
     assert spread(near_cost=1.0) < 0.4 * spread()
 
 
+@pytest.mark.parametrize("name", sorted(set(PLANNERS) - {"cem_published"}))
+def test_repeated_actions_look_further_ahead(name: str) -> None:
+    """A goal four full steps away: one action kept up for four steps gets there, and every step of the plan is it."""
+    planner = make_planner(name, repeat=4, space={"max_position": 0.1})
+    z, state = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 7)
+    goal = LatentGoal(torch.tensor([[[3.2, -2.4, 1.2, 0.0]]]))
+    generator = torch.Generator().manual_seed(0)
+    plan = planner.plan(PointWorld(), FinalL1(), z, state, goal, generator=generator)
+    assert plan.actions.shape == (1, 4, 7)
+    assert torch.equal(plan.actions, plan.actions[:, :1].expand(-1, 4, -1))
+    assert float(plan.cost) < 0.5 * float((goal.z).abs().mean())  # one step alone leaves 0.6 of it or more
+    warm = shift(plan, 1)
+    again = planner.plan(PointWorld(), FinalL1(), z, state, goal, generator=generator, warm_start=warm)
+    assert float(again.cost) <= float(plan.cost) + 0.1
+
+
 def test_a_simulator_without_gradients_is_named() -> None:
     class Detached(PointWorld):
         def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
@@ -354,6 +370,8 @@ def test_clear_errors() -> None:
         make_planner("cem", samples=4, elites=9)
     with pytest.raises(ValueError, match="unknown noise 'pink'; valid: gaussian"):
         make_planner("cem", noise="pink")
+    with pytest.raises(ValueError, match="repeat must be at least 1, got 0"):
+        make_planner("cem", repeat=0)
     with pytest.raises(ValueError, match="action bounds must be positive"):
         make_planner("cem", space={"max_position": -1.0})
     planner = make_planner("cem")
@@ -361,7 +379,7 @@ def test_clear_errors() -> None:
     z, state, goal = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 7), LatentGoal(torch.zeros(1, 1, 4))
     with pytest.raises(ValueError, match=r"state \[B,T,7\].*\(1, 1, 6\)"):
         planner.plan(PointWorld(), FinalL1(), z, state[..., :6], goal, generator=generator)
-    with pytest.raises(ValueError, match=r"warm start must be \[B, H, 7\]"):
+    with pytest.raises(ValueError, match=r"warm start must be \[B, H \* repeat, 7\]"):
         planner.plan(
             PointWorld(), FinalL1(), z, state, goal, warm_start=WarmStart(torch.zeros(1, 2, 7)), generator=generator
         )

@@ -9,6 +9,7 @@ import torch
 from armworld import pose
 from armworld.planners.objectives import (
     OBJECTIVES,
+    ClosestL1,
     FinalL1,
     LatentGoal,
     PatchWeightedL1,
@@ -49,6 +50,17 @@ def test_summed_l1(rollout: Rollout, goal: LatentGoal) -> None:
     assert cost[1, 2] == pytest.approx(float(sum(0.5 ** (H - 1 - h) * steps[h] for h in range(H))))
     single = Rollout(rollout.z[:, :, :1], rollout.state[:, :, :1])
     torch.testing.assert_close(SummedL1()(single, goal), FinalL1()(single, goal))
+
+
+def test_closest_l1(rollout: Rollout, goal: LatentGoal) -> None:
+    steps = [float((rollout.z[1, 2, h] - goal.z[1]).abs().mean()) for h in range(H)]
+    assert ClosestL1(haste=0.0)(rollout, goal)[1, 2] == pytest.approx(min(steps))
+    assert ClosestL1(haste=0.5)(rollout, goal)[1, 2] == pytest.approx(
+        min(c * (1 + 0.5 * h) for h, c in enumerate(steps))
+    )
+    steps_nan = rollout.z.clone()
+    steps_nan[0, 0, 1] = torch.nan
+    assert ClosestL1()(Rollout(steps_nan, rollout.state), goal)[0, 0].isnan(), "a broken step must not be overlooked"
 
 
 def test_patch_weights(rollout: Rollout, goal: LatentGoal) -> None:

@@ -36,8 +36,8 @@ class RecipeConfig:
     """
 
     out: Path
-    pretrain_minutes: float = 22.0
-    posttrain_minutes: float = 30.0
+    pretrain_minutes: float = 26.0
+    posttrain_minutes: float = 45.0
     scale: float = 1.0
     workers: int = 2
     control: bool = False
@@ -83,6 +83,9 @@ class RecipeConfig:
             predictor_depth=4,
             predictor_heads=3,
             state_loss=1.0,
+            state_readout="tokens",
+            optimizer="muon",
+            learning_rate=2e-3,
             minutes=self.pretrain_minutes,
             seed=self.seed,
             device=self.device,
@@ -102,8 +105,9 @@ class RecipeConfig:
             depth=6,
             heads=4,
             merge=2,
-            batch=64,
-            learning_rate=1.5e-3,
+            batch=32,
+            optimizer="muon",
+            learning_rate=3e-3,
             minutes=self.posttrain_minutes,
             seed=self.seed,
             device=self.device,
