@@ -12,12 +12,12 @@ from armworld.types import require
 
 
 class Metrics:
-    """An append-only JSON-lines log; on resume, lines after the resumed step are dropped. Only rank 0 writes.
+    """An append-only JSON-lines log; on resume, rows of steps that will be taken again are dropped.
 
     Args:
         path: The log's file.
-        resume_step: Rows after this step are dropped.
-        enabled: False on ranks that do not write.
+        resume_step: The next step to be taken; rows from it on are dropped.
+        enabled: False on all ranks but the first, which do not write.
         tensorboard: Also write event files to `tensorboard/` beside the log (needs the extra of that name).
     """
 
@@ -26,7 +26,7 @@ class Metrics:
         self._board: Any = None
         if not enabled:
             return
-        kept = [row for row in read_metrics(path) if row["step"] <= resume_step] if path.exists() else []
+        kept = [row for row in read_metrics(path) if row["step"] < resume_step] if path.exists() else []
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(temporary, path)
@@ -34,7 +34,7 @@ class Metrics:
             require("tensorboard", "tensorboard")
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step + 1)
+            self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step)
 
     def write(self, row: dict[str, Any]) -> None:
         if not self.enabled:

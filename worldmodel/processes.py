@@ -120,7 +120,8 @@ def _shard(module: nn.Module) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     kind = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    fully_shard(module, mesh=init_device_mesh(kind, (dist.get_world_size(),)))
+    mesh = init_device_mesh(kind, (dist.get_world_size(),))
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)  # the teacher too, which sees no backward pass
     return module
 
 

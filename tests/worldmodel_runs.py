@@ -1,0 +1,62 @@
+"""Small trainings on recorded synthetic episodes; as a script, run under torchrun to do them over several processes."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
+from armworld.worldmodel.pretrain import PretrainConfig, pretrain
+
+
+def pretraining(data: Path, out: Path, **changes) -> PretrainConfig:
+    """Four steps of the debug size in float32; every step is logged."""
+    config = PretrainConfig(
+        data=(data,),
+        out=out,
+        size="debug",
+        image_size=64,
+        batch=4,
+        steps=4,
+        predictor_width=48,
+        predictor_depth=1,
+        predictor_heads=2,
+        dtype="float32",
+        log_every=1,
+    )
+    return replace(config, **changes)
+
+
+def posttraining(data: Path, out: Path, **changes) -> PosttrainConfig:
+    """Four steps of a small predictor over a random debug encoder in float32; every step is logged."""
+    config = PosttrainConfig(
+        data=(data,),
+        out=out,
+        cache=data.parent / "features",
+        encoder="random:debug",
+        image_size=64,
+        width=48,
+        depth=2,
+        heads=2,
+        batch=4,
+        steps=4,
+        pair_share=0.5,
+        held_out=0.4,
+        validate_every=2,
+        dtype="float32",
+        log_every=1,
+    )
+    return replace(config, **changes)
+
+
+def run_all(data: Path, out: Path, fsdp: bool = False) -> None:
+    """Pretraining by the paper's objective, and post-training with all losses on."""
+    pretrain(pretraining(data, out / "pretrain", fsdp=fsdp))
+    posttrain(posttraining(data, out / "posttrain", state_loss=0.5, inverse_loss=0.5, fsdp=fsdp))
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    run_all(root / "data", root / "ddp")
+    run_all(root / "data", root / "fsdp", fsdp=True)
