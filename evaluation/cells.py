@@ -111,8 +111,7 @@ class Worker:
 
     def run(self, cell: Cell, seed: int) -> EpisodeResult:
         """Run, film if asked, and store one episode; its record is written last."""
-        env = self._open(cell)
-        model = self._model(cell) if needs_model(cell.agent) else None
+        env, model = self.open(cell)
         agent = make_agent(cell.agent, env, model, seed, cell.settings)
         recorder = None
         if seed in cell.film:
@@ -123,6 +122,10 @@ class Worker:
         result = run_episode(env, agent, seed, recorder)
         write_json(cell.episode_file(seed), result.to_json())
         return result
+
+    def open(self, cell: Cell) -> tuple[gymnasium.Env, Any]:
+        """The cell's environment, and its model (None where its agent needs none); both are kept for the next call."""
+        return self._open(cell), self._model(cell) if needs_model(cell.agent) else None
 
     def _open(self, cell: Cell) -> gymnasium.Env:
         key = (cell.env_id, repr(sorted(cell.env_kwargs.items())))

@@ -32,6 +32,7 @@ class PointEnv(gymnasium.Env):
         step_seconds: float = 0.25,
         max_steps: int = 8,
         robot: str = "point",
+        placements: dict[str, Any] | None = None,
     ) -> None:
         if object not in ("cup", "box"):
             raise ValueError(f"unknown object {object!r}; valid: cup, box")

@@ -1,0 +1,231 @@
+"""`armworld sweep camera`: from where may the camera look? Success, error and the model's axes, per camera."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from armworld.envs.cameras import EXTERIOR, RIGS
+from armworld.evaluation.agents import AGENTS, AgentSettings, make_agent, needs_model
+from armworld.evaluation.camera_page import write_page
+from armworld.evaluation.cells import Cell, Worker, load_episode, single_thread
+from armworld.evaluation.episodes import EpisodeResult
+from armworld.evaluation.files import commit, plain, versions, write_json
+from armworld.evaluation.looking import Look, look
+from armworld.evaluation.records import parse_seeds, score, summary
+from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
+from armworld.evaluation.statistics import mcnemar_exact
+from armworld.evaluation.views import View, Views, make_views, varying_axes
+from armworld.jobs import run_jobs
+from armworld.sim_assets.catalog import LABS
+from armworld.types import check_name
+
+LOOK_SEED = 1_000_900  # of the range for choosing settings: the fit is a setting
+TRIAL_STEPS = 2
+
+
+@dataclass(frozen=True)
+class SweepEpisodes:
+    """Which episodes at every camera, and who drives.
+
+    Attributes:
+        task: reach, grasp, reach_with_object, pick_place, or a Gymnasium id whose environment takes `placements`.
+        object: cup, box or bottle.
+        lab: lab1 or lab2.
+        agent: Who drives the arm: hold, random, expert, cem, cem_published, cem_adam, icem, mppi, gradient,
+            random_shooting, oracle, pixels, octo, features_bc, sac.
+        episodes: Episodes per camera; their seeds are seed, seed + 1, ..., the same at every camera.
+        seed: First episode's seed.
+        seeds: Seeds as A-B, A,B,C or a file with one per line, in place of `episodes` and `seed`.
+        moves: Random moves from which the turn of the model's axes is fitted at every camera.
+        correct: Run the episodes a second time with that turn taken out of the model's actions.
+    """
+
+    task: str = "reach"
+    object: str = "cup"
+    lab: str = "lab1"
+    agent: str = "cem"
+    episodes: int = 10
+    seed: int = 2_000_000
+    seeds: str | None = None
+    moves: int = 24
+    correct: bool = False
+
+
+@dataclass(frozen=True)
+class CameraSweep(AgentSettings, Setup, Views, SweepEpisodes):
+    """Move the camera and measure; the same command continues the sweep after an interruption."""
+
+    out: Path = Path("runs/sweep_camera")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name("agent", self.agent, AGENTS)
+        check_name("lab", self.lab, LABS)
+        if self.episodes < 1 or self.moves < 2:
+            raise ValueError(f"expected episodes >= 1 and moves >= 2, got {self.episodes} and {self.moves}")
+        if self.correct and not needs_model(self.agent):
+            raise ValueError(f"--correct turns a world model's axes; agent {self.agent!r} has none")
+
+    @property
+    def episode_seeds(self) -> list[int]:
+        """The environment seeds of the episodes at every camera."""
+        if self.seeds is not None:
+            return parse_seeds(self.seeds)
+        return list(range(self.seed, self.seed + self.episodes))
+
+
+class Station(NamedTuple):
+    """One camera with what is to be run there."""
+
+    view: View
+    cell: Cell
+    look: Look
+
+
+def camera_sweep(config: CameraSweep, console: Console | None = None) -> dict[str, Any]:
+    """Look, run, and write sweep.json, sweep.png and index.html.
+
+    Returns:
+        What `sweep.json` holds.
+
+    Raises:
+        ValueError: Bad input.
+        KeyboardInterrupt: Finished cameras and episodes are kept; the same command goes on from there.
+    """
+    console = console or Console()
+    config = resolve(config, [config.agent])
+    check_name("camera to place", config.camera or "left", EXTERIOR)
+    views = make_views(config, RIGS[config.lab][config.camera or "left"])
+    stations = [make_station(config, view) for view in views]
+    seeds = config.episode_seeds
+    console.print(estimate(config, stations, seeds), soft_wrap=True, highlight=False)
+    turns = look_through(stations, config.workers)
+    runs = run_with_progress([station.cell for station in stations], seeds, config.workers)
+    corrected = run_corrected(config, stations, turns, seeds) if config.correct else {}
+    rows = [
+        camera_record(station.view, run, turn, corrected.get(station.view.name))
+        for station, run, turn in zip(stations, runs, turns, strict=True)
+    ]
+    record = sweep_record(config, stations, rows)
+    pictures = {s.view.name: (s.look.out / "view.jpg").read_bytes() for s in stations}
+    write_page(config.out, record, pictures)
+    write_json(config.out / "sweep.json", record)
+    for line in record["verdict"]:
+        console.print(line, soft_wrap=True, highlight=False)
+    console.print(f"Page: {config.out / 'index.html'}", soft_wrap=True)
+    return record
+
+
+def make_station(config: CameraSweep, view: View) -> Station:
+    """The cell and the look of one camera, in a folder of its name."""
+    folder = config.out / "views" / view.name
+    cell = make_cell(config, config, (config.task, config.object, config.lab), config.agent, folder / config.agent)
+    camera = config.camera or "left"
+    cell = replace(cell, env_kwargs=cell.env_kwargs | {"placements": {camera: view.placement.as_dict()}})
+    return Station(view, cell, Look(cell, config.moves, LOOK_SEED, folder))
+
+
+def look_through(stations: Sequence[Station], workers: int) -> list[dict[str, Any] | None]:
+    """The turn of the axes at every camera, None where no model imagines anything; stored ones are not redone."""
+    jobs = [station.look for station in stations if station.look.stored() is None]
+    for job, _ in run_jobs(look, jobs, min(workers, max(1, len(jobs)))):
+        assert job.out.exists(), "a look writes its own record"
+    return [(station.look.stored() or {})["turn"] for station in stations]
+
+
+def run_corrected(
+    config: CameraSweep, stations: Sequence[Station], turns: Sequence[dict[str, Any] | None], seeds: list[int]
+) -> dict[str, list[EpisodeResult]]:
+    """The same episodes with each camera's fitted turn taken out, by the view's name."""
+    turned = [(s, turn) for s, turn in zip(stations, turns, strict=True) if turn is not None]
+    cells = [
+        replace(
+            s.cell, settings=replace(s.cell.settings, axes_yaw=turn["yaw_deg"]), out=s.cell.out.with_name("corrected")
+        )
+        for s, turn in turned
+    ]
+    runs = run_with_progress(cells, seeds, config.workers)
+    return {s.view.name: run for (s, _), run in zip(turned, runs, strict=True)}
+
+
+def estimate(config: CameraSweep, stations: Sequence[Station], seeds: Sequence[int]) -> str:
+    """How many episodes are left and how long they may take, from a few steps tried out at the first camera."""
+    pending = sum(load_episode(station.cell, seed) is None for station in stations for seed in seeds)
+    if config.correct:
+        done = [station.cell.out.with_name("corrected") / "episodes" for station in stations]
+        pending += len(stations) * len(seeds) - sum((path / f"{s}.json").exists() for path in done for s in seeds)
+    what = f"{len(stations)} cameras, {len(seeds)} episodes each" + (" twice" if config.correct else "")
+    if not pending:
+        return f"{what}: all done before."
+    seconds = pending * _episode_seconds(stations[0].cell, seeds[0]) / config.workers
+    return f"{what}; {pending} to run: about {told_seconds(seconds)} on {config.workers} process(es)."
+
+
+def _episode_seconds(cell: Cell, seed: int) -> float:
+    worker = Worker()
+    try:
+        with single_thread():
+            env, model = worker.open(cell)
+            started = time.perf_counter()
+            observation, info = env.reset(seed=seed)
+            agent = make_agent(cell.agent, env, model, seed, cell.settings)
+            agent.reset(info["goal"])
+            begun = time.perf_counter()
+            for _ in range(TRIAL_STEPS):
+                observation, *_ = env.step(agent.act(observation))
+            per_step = (time.perf_counter() - begun) / TRIAL_STEPS
+            steps = getattr(env.unwrapped, "max_steps", None) or cell.env_kwargs.get("max_steps") or 20
+            return begun - started + steps * per_step
+    finally:
+        worker.close()
+
+
+def told_seconds(seconds: float) -> str:
+    """A time for people: seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def camera_record(
+    view: View,
+    run: Sequence[EpisodeResult],
+    turn: dict[str, Any] | None,
+    corrected: Sequence[EpisodeResult] | None,
+) -> dict[str, Any]:
+    """One camera's part of sweep.json."""
+    record = {**view.to_json(), "turn": turn, **score(run), "summary": summary(run)}
+    if corrected is not None:
+        test = mcnemar_exact([r.success for r in corrected], [r.success for r in run])
+        record["corrected"] = {**score(corrected), "summary": summary(corrected), "against_plain": asdict(test)}
+    return record
+
+
+def sweep_record(config: CameraSweep, stations: Sequence[Station], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What sweep.json holds."""
+    from armworld.evaluation.camera_verdict import verdict
+
+    varying = varying_axes([station.view for station in stations])
+    return {
+        "study": "camera",
+        "task": config.task,
+        "object": config.object,
+        "lab": config.lab,
+        "agent": config.agent,
+        "model": config.model_of(config.agent),
+        "camera": config.camera,
+        "step_seconds": config.step_seconds,
+        "varying": varying,
+        "seeds": config.episode_seeds,
+        "verdict": verdict(rows, varying),
+        "views": plain(rows),
+        "config": plain(asdict(config)),
+        "commit": commit(),
+        "versions": versions(),
+    }

@@ -1,0 +1,166 @@
+"""Camera sweeps on a point world: design, resume, page, verdict."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+import evaluation_fake as fake  # noqa: E402
+
+from armworld.envs.cameras import RIGS  # noqa: E402
+from armworld.evaluation.camera_page import gallery  # noqa: E402
+from armworld.evaluation.camera_picture import curves_figure, heat_figure, sky_figure  # noqa: E402
+from armworld.evaluation.camera_sweep import CameraSweep, camera_sweep, told_seconds  # noqa: E402
+from armworld.evaluation.camera_verdict import axes_against_azimuth, verdict  # noqa: E402
+from armworld.evaluation.picture import figure_png  # noqa: E402
+from armworld.evaluation.views import NEUTRAL, Views, label, make_views, parse_axis, varying_axes  # noqa: E402
+
+RIG = RIGS["lab1"]["left"]
+
+
+def run(out: Path, **changes: Any) -> tuple[dict[str, Any], str]:
+    values: dict[str, Any] = {"task": fake.ID, "agent": "walk", "episodes": 2, "azimuth": "-40,0,40", "moves": 2}
+    printed = io.StringIO()
+    config = CameraSweep(out=out, max_steps=8, **(values | changes))
+    return camera_sweep(config, Console(file=printed, width=200)), printed.getvalue()
+
+
+def row(azimuth: float, wins: int, yaw: float, contrast: float = 0.5, fixed: int | None = None) -> dict[str, Any]:
+    def part(won: int) -> dict[str, Any]:
+        episodes = [{"seed": i, "success": i < won} for i in range(10)]
+        return {
+            "episodes": episodes,
+            "success_rate": won / 10,
+            "wilson_95": [0.1, 0.9],
+            "summary": {"final_distance_median_m": 0.02},
+        }
+
+    turn = {"yaw_deg": yaw, "spread_deg": 1.0, "contrast": contrast, "energy": 0.1, "copy_energy": 0.2}
+    record = {
+        "name": "rig" if azimuth == 0 else f"az{azimuth:+g}",
+        "offsets": NEUTRAL | {"azimuth": azimuth},
+        "placement": {"azimuth": 50 + azimuth, "elevation": 31.0, "distance": 1.0},
+        "turn": turn,
+        **part(wins),
+    }
+    return record if fixed is None else record | {"corrected": part(fixed) | {"against_plain": {"p_value": 0.5}}}
+
+
+def test_axes_are_lists_ranges_or_one_value() -> None:
+    assert parse_axis("azimuth", "-90:90:7") == [-90, -60, -30, 0, 30, 60, 90]
+    assert parse_axis("azimuth", "3,1,3") == [3, 1] and parse_axis("azimuth", "2.5") == [2.5]
+    for text in ("", "a", "1:2", "1:2:0", "nan"):
+        with pytest.raises(ValueError, match="azimuth"):
+            parse_axis("azimuth", text)
+
+
+def test_a_grid_holds_every_combination_and_the_rig() -> None:
+    views = make_views(Views(azimuth="-30,30", elevation="0,20", distance="1.2"), RIG)
+    assert len(views) == 5 and views[0].is_rig and views[0].placement == RIG
+    assert [view.name for view in views[1:]] == [
+        "az-30_el+0_d1.2",
+        "az-30_el+20_d1.2",
+        "az+30_el+0_d1.2",
+        "az+30_el+20_d1.2",
+    ]
+    placed = views[2].placement
+    assert (placed.azimuth, placed.elevation, placed.distance) == (20.0, 51.0, 1.2)
+    assert varying_axes(views) == ["azimuth", "elevation", "distance"]
+    assert label(views[1], ["azimuth", "distance"]) == "az -30°, d ×1.2"
+    assert len(make_views(Views(), RIG)) == 7
+
+
+def test_a_sobol_design_fills_the_box_and_repeats() -> None:
+    config = Views(azimuth="-60,60", elevation="-10,30", look_z="-0.05,0.05", design="sobol", points=20)
+    views, again = (make_views(config, RIG, seed=3) for _ in range(2))
+    assert views == again and len(views) == 21 and len({view.name for view in views}) == 21
+    drawn = np.array([[view.offsets[axis] for axis in ("azimuth", "elevation", "look_z")] for view in views[1:]])
+    assert (drawn >= [-60, -10, -0.05]).all() and (drawn <= [60, 30, 0.05]).all() and (np.ptp(drawn[:, 0]) > 90)
+    with pytest.raises(ValueError, match="more than one value"):
+        make_views(Views(azimuth="0", design="sobol"), RIG)
+
+
+def test_an_impossible_camera_is_named() -> None:
+    with pytest.raises(ValueError, match="elevation"):
+        make_views(Views(elevation="80"), RIG)
+
+
+def test_a_sweep_writes_everything_and_resumes(tmp_path: Path) -> None:
+    record, printed = run(tmp_path)
+    assert "3 cameras, 2 episodes each; 6 to run: about" in printed
+    stored = json.loads((tmp_path / "sweep.json").read_text())
+    assert stored == record and stored["varying"] == ["azimuth"] and stored["model"] is None
+    assert [view["name"] for view in stored["views"]] == ["az-40", "rig", "az+40"]
+    assert all(view["success_rate"] == 1.0 and view["turn"] is None for view in stored["views"])
+    assert "2 of 2 other cameras" in stored["verdict"][0] and "-40° to +40°" in stored["verdict"][0]
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3 and "From where may I look?" in page
+    assert Image.open(tmp_path / "views" / "rig" / "view.jpg").size == (224, 224)
+    episode = tmp_path / "views" / "az+40" / "walk" / "episodes" / "2000001.json"
+    before = episode.read_bytes()
+    episode.unlink()
+    again, printed = run(tmp_path)
+    assert "1 to run" in printed and again["views"][0] == stored["views"][0]
+    timeless = [
+        {**json.loads(text), "seconds_per_action": 0, "cpu_seconds_per_action": 0}
+        for text in (before, episode.read_bytes())
+    ]
+    assert timeless[0] == timeless[1]
+    assert "all done before" in run(tmp_path)[1]
+
+
+def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, azimuth="0")
+    with pytest.raises(ValueError, match="choose another --out"):
+        run(tmp_path, azimuth="0", moves=3)
+
+
+def test_correcting_needs_a_model() -> None:
+    with pytest.raises(ValueError, match="expert"):
+        CameraSweep(agent="expert", correct=True)
+
+
+def test_the_verdict_names_the_range_and_follows_the_axes() -> None:
+    rows = [row(-60, 0, -50), row(-30, 8, -25), row(0, 9, 1), row(30, 8, -27), row(60, 1, 40)]
+    lines = verdict(rows, ["azimuth"])
+    assert "2 of 4 other cameras" in lines[0] and "azimuths from -30° to +30°" in lines[0]
+    assert "but not monotonically" in lines[1]
+    rising = axes_against_azimuth([row(a, 5, 0.9 * a) for a in (-170, -60, 0, 60, 170)])
+    assert rising is not None and rising["monotone"] and rising["slope"] == pytest.approx(0.9)
+
+
+def test_the_verdict_is_honest_where_nothing_works() -> None:
+    assert "From nowhere" in verdict([row(0, 0, 0), row(30, 0, 20)], ["azimuth"])[0]
+    assert "trained view only" in verdict([row(0, 9, 0), row(30, 2, 20)], ["azimuth"])[0]
+    deaf = verdict([row(-30, 1, -80, 0.01), row(0, 9, 0), row(30, 2, 20)], ["azimuth"])[1]
+    assert "az-30 it hardly responds" in deaf
+    fixed = verdict([row(0, 10, 0, fixed=10), row(30, 2, 20, fixed=6)], ["azimuth"])[-1]
+    assert "from 20 to 60 %, 50 % of the gap" in fixed
+
+
+def test_pictures_of_every_kind_are_drawn() -> None:
+    rows = [row(a, 5, a, fixed=6) for a in (-30, 0, 30)]
+    rows += [
+        {**r, "name": r["name"] + "_el+20", "offsets": r["offsets"] | {"elevation": 20.0}, "turn": None} for r in rows
+    ]
+    for figure in (
+        sky_figure(rows),
+        sky_figure(rows[:1]),
+        heat_figure(rows, "azimuth", "elevation"),
+        curves_figure(rows, ["azimuth", "elevation"]),
+        curves_figure(rows[3:], ["azimuth"]),
+    ):
+        assert figure_png(figure, dpi=40)[:4] == b"\x89PNG"
+    assert gallery(rows, ["azimuth"], {r["name"]: b"x" for r in rows}).count("<figure") == 6
+
+
+def test_times_are_told_in_people_s_units() -> None:
+    assert (told_seconds(40), told_seconds(600), told_seconds(7200)) == ("40 s", "10 min", "2.0 h")
