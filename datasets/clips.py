@@ -15,7 +15,8 @@ import numpy as np
 
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.features import stride_for
-from armworld.datasets.store import Store, build_store
+from armworld.datasets.packing import build_store
+from armworld.datasets.store import Store
 from armworld.datasets.trajectory import read_frames, read_trajectories, read_trajectory
 from armworld.pose import action_between
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from armworld.datasets.droid import find_episodes
-from armworld.datasets.store import SHARD_FRAMES, Encode, Store, build_store
+from armworld.datasets.packing import SHARD_FRAMES, Encode, build_store
+from armworld.datasets.store import Store
 
 
 def encoder_hash(module: nn.Module) -> str:
@@ -39,6 +40,8 @@ def build_feature_cache(
     camera: str = "left",
     shard_frames: int = SHARD_FRAMES,
     progress: str | None = "cache features",
+    processes: int = 1,
+    ray: str | None = None,
 ) -> FeatureCache:
     """Encode every frame of the dataset folders, resumably, and open the cache.
 
@@ -46,15 +49,16 @@ def build_feature_cache(
         dataset_dir: One dataset folder or several.
         encode_fn: uint8 [B, H, W, 3] -> features [B, N, D].
         key: Must hold what the features depend on: `encoder` (see `encoder_hash`), image size, normalisation.
-        out, batch, workers, camera, shard_frames, progress: As in `store.build_store`.
+        out, batch, workers, camera, shard_frames, progress, processes, ray: As in `packing.build_store`.
 
     Raises:
         ValueError: Another key is cached in `out`, or features do not fit float16.
         EpisodeError: A damaged episode, by its path.
+        DiskFull: No space left; finished shards are kept.
     """
     roots = [Path(dataset_dir)] if isinstance(dataset_dir, str | Path) else [Path(root) for root in dataset_dir]
     folders = [folder for root in roots for folder in find_episodes(root)]
-    build_store(folders, encode_fn, key, out, camera, batch, workers, "float16", shard_frames, progress)
+    build_store(folders, encode_fn, key, out, camera, batch, workers, "float16", shard_frames, progress, processes, ray)
     return FeatureCache(out)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -36,23 +37,31 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(temporary_name(path.name))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir()
-        yield temporary
-        _flush_tree(temporary)
-        try:
-            os.rename(temporary, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        flush(path.parent)
-    except OSError as error:
-        if _is_full(error):
-            raise DiskFull(
-                errno.ENOSPC, f"no space left on the disk of {path.parent}; finished work is kept"
-            ) from error
-        raise
+        with full_disk_named(path.parent):
+            temporary.mkdir()
+            yield temporary
+            _flush_tree(temporary)
+            try:
+                os.rename(temporary, path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Turn whatever a library raises on a full disk into one `DiskFull` that names the folder."""
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if _is_full(error):
+            raise DiskFull(errno.ENOSPC, f"no space left on the disk of {folder}; finished work is kept") from error
+        raise
 
 
 def replace_file(temporary: Path, path: Path) -> None:
@@ -108,6 +117,25 @@ def clear_partial(root: Path) -> int:
             count += 1
         names[:] = [n for n in names if not n.startswith(TEMPORARY)]
     return count
+
+
+def clear_abandoned(path: Path) -> None:
+    """Delete what killed processes of this machine left of `path` in its folder; those that live keep theirs."""
+    pattern = re.compile(rf"{re.escape(f'{TEMPORARY}{socket.gethostname()}-')}(\d+)-{re.escape(path.name)}")
+    for item in path.parent.glob(f"{TEMPORARY}*"):
+        match = pattern.fullmatch(item.name)
+        if match and not _is_alive(int(match[1])):
+            shutil.rmtree(item)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager

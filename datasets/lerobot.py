@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.episode import Episode, EpisodeError
-from armworld.datasets.files import new_folder
+from armworld.datasets.files import clear_abandoned, new_folder
 from armworld.datasets.trajectory import read_episode
 from armworld.datasets.video import video_header
 from armworld.evaluation.files import commit, write_json
@@ -56,11 +56,13 @@ def export_lerobot(root: Path, out: Path, cameras: Sequence[str] | None = None) 
         ImportError: pyarrow is missing.
         ValueError: `out` exists; episodes differ in rate, image size or encoding; a rate that is no whole number.
         EpisodeError: A damaged episode.
+        DiskFull: No space left; nothing of the export remains.
     """
     require("pyarrow", "export")
     root, out = Path(root), Path(out)
     if out.exists():
         raise ValueError(f"{out} exists; an export goes to a new folder")
+    clear_abandoned(out)
     folders = find_episodes(root)
     exported, start = [], 0
     for folder in folders:

@@ -13,6 +13,7 @@ import numpy as np
 from armworld.datasets.card import finish_card, start_card
 from armworld.datasets.droid import write_episode
 from armworld.datasets.episode import Episode
+from armworld.datasets.files import clear_partial, exclusive
 from armworld.datasets.lerobot import SIDECAR, STATE_NAMES, VERSION
 from armworld.datasets.trajectory import read_episode
 from armworld.datasets.video import read_video
@@ -33,7 +34,7 @@ def import_lerobot(source: Path, out: Path, extrinsics: Mapping[str, Sequence[fl
 
     Raises:
         ImportError: pyarrow is missing.
-        ValueError: Another version, a state that is not ours, or missing camera poses.
+        ValueError: Another version, a state that is not ours, missing camera poses, or another writer in `out`.
     """
     require("pyarrow", "export")
     source, out = Path(source), Path(out)
@@ -41,13 +42,15 @@ def import_lerobot(source: Path, out: Path, extrinsics: Mapping[str, Sequence[fl
     if info.get("codebase_version") != VERSION:
         raise ValueError(f"{source}: LeRobot {info.get('codebase_version')}, this reads {VERSION}")
     card = source / SIDECAR / "card.json"
-    start_card(out, read_json(card)["config"] if card.exists() else {"task": "import", "source": source.name})
-    for row in _table_rows(source, "meta/episodes"):
-        if (source / SIDECAR).is_dir():
-            _import_own(source, out, info, row)
-        else:
-            write_episode(out, _import_foreign(source, info, row, extrinsics or {}))
-    finish_card(out)
+    with exclusive(out):
+        clear_partial(out)
+        start_card(out, read_json(card)["config"] if card.exists() else {"task": "import", "source": source.name})
+        for row in _table_rows(source, "meta/episodes"):
+            if (source / SIDECAR).is_dir():
+                _import_own(source, out, info, row)
+            else:
+                write_episode(out, _import_foreign(source, info, row, extrinsics or {}))
+        finish_card(out)
     return out
 
 

@@ -1,30 +1,21 @@
 """Frames or features of a whole dataset, packed: a few memory-mapped files instead of thousands of videos.
 
 A store is a folder: `plan.json` (key, episodes, shards), `states.npy`, `extrinsics.npy` with one row
-per frame, and `shard-*.npy` [rows, ...] of whole episodes. A shard appears when it is complete, so building goes on
-where it was cut off. `plan.json` names what was cached and how; a reader that expects something else gets an error.
+per frame, and `shard-*.npy` [rows, ...] of whole episodes. `packing.py` builds it; this reads it, without any lock.
+`plan.json` names what was cached and how; a reader that expects something else gets an error.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from armworld.datasets.files import clear_partial, exclusive, replace_file, temporary_name
-from armworld.datasets.trajectory import Trajectory, read_frames, read_trajectories
-from armworld.evaluation.files import plain, read_json, write_json
+from armworld.evaluation.files import plain, read_json
 
 VERSION = 1
-SHARD_FRAMES = 8192
-
-Encode = Callable[[np.ndarray], Any]  # uint8 [B, H, W, 3] -> array or tensor [B, ...]
 
 
 class Windows(NamedTuple):
@@ -35,98 +26,8 @@ class Windows(NamedTuple):
     extrinsics: np.ndarray
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Whole episodes that share a file; `start` is the first one's first row in the store."""
-
-    name: str
-    episodes: tuple[int, ...]
-    start: int
-    rows: int
-
-
-def episode_digest(trajectory: Trajectory, camera: str) -> str:
-    """A hash of what a cached episode depends on: its name, states and its video's size."""
-    size = trajectory.videos[camera].stat().st_size
-    content = f"{trajectory.folder.name}|{size}|".encode() + np.ascontiguousarray(trajectory.states).tobytes()
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def plan_shards(digests: Sequence[str], rows: Sequence[int], limit: int) -> list[Shard]:
-    """Consecutive episodes up to `limit` frames per shard; the name tells its content, so growth keeps full ones."""
-    groups: list[list[int]] = []
-    filled = limit
-    for index, count in enumerate(rows):
-        if filled + count > limit:
-            groups.append([])
-            filled = 0
-        groups[-1].append(index)
-        filled += count
-    shards, start = [], 0
-    for number, group in enumerate(groups):
-        content = hashlib.sha256("".join(digests[i] for i in group).encode()).hexdigest()[:12]
-        count = sum(rows[i] for i in group)
-        shards.append(Shard(f"shard-{number:05d}-{content}.npy", tuple(group), start, count))
-        start += count
-    return shards
-
-
-def build_store(
-    folders: Sequence[Path],
-    encode: Encode,
-    key: Mapping[str, Any],
-    out: Path,
-    camera: str = "left",
-    batch: int = 64,
-    workers: int = 2,
-    dtype: str = "float16",
-    shard_frames: int = SHARD_FRAMES,
-    progress: str | None = None,
-) -> Store:
-    """Encode every frame of `folders` (episodes) once; finished shards of an earlier call are kept.
-
-    Args:
-        folders: Episode folders, in order.
-        encode: uint8 [B, H, W, 3] -> [B, ...], NumPy or torch.
-        key: What the cached values depend on beside the data, JSON-able: encoder hash, image size, normalisation.
-        out: Folder of the store.
-        camera: Whose frames.
-        batch: Frames per call of `encode`.
-        workers: Decoding threads.
-        dtype: Stored type.
-        shard_frames: Frames per shard at most (one episode at least).
-        progress: Name on the progress bar; None shows none.
-
-    Raises:
-        ValueError: `out` holds a store of another key, or an encoded value does not fit `dtype`.
-        EpisodeError: An episode is damaged; the message names it.
-    """
-    trajectories = read_trajectories(folders)
-    if not trajectories:
-        raise ValueError("no episodes to cache")
-    steps = {trajectory.step_seconds for trajectory in trajectories}
-    if len(steps) > 1:
-        raise ValueError(f"the episodes differ in step_seconds: {sorted(steps)}; cache them apart")
-    digests = [episode_digest(trajectory, camera) for trajectory in trajectories]
-    shards = plan_shards(digests, [len(t) for t in trajectories], shard_frames)
-    full_key = plain({**key, "camera": camera, "dtype": dtype})
-    with exclusive(out):
-        clear_partial(out)
-        _check_key(out, full_key)
-        _drop_stale(out, {shard.name for shard in shards})
-        write_json(out / "key.json", full_key)
-        missing = [shard for shard in shards if not (out / shard.name).exists()]
-        for shard in _with_progress(missing, progress):
-            chosen = [trajectories[i] for i in shard.episodes]
-            _write_shard(out / shard.name, chosen, shard.rows, encode, camera, batch, workers, dtype)
-        _write_rows(out, trajectories, camera)
-        episodes = [[str(t.folder), len(t)] for t in trajectories]
-        plan = {"version": VERSION, "key": full_key, "step_seconds": steps.pop(), "episodes": episodes}
-        write_json(out / "plan.json", plan | {"shards": [[s.name, s.rows] for s in shards]})
-    return Store(out)
-
-
-def _check_key(out: Path, key: Mapping[str, Any]) -> None:
+def check_key(out: Path, key: Mapping[str, Any]) -> None:
+    """ValueError where the store in `out`, if there is one, caches something else than `key` says."""
     if not (out / "key.json").exists():
         return
     there = read_json(out / "key.json")
@@ -134,106 +35,6 @@ def _check_key(out: Path, key: Mapping[str, Any]) -> None:
     if different:
         changes = "; ".join(f"{n}: {there.get(n)!r} there, {key.get(n)!r} asked for" for n in different)
         raise ValueError(f"{out} caches something else ({changes}); choose another folder or delete it")
-
-
-def _drop_stale(out: Path, names: set[str]) -> None:
-    """Delete `plan.json` and shards of episodes that changed; a reader never sees a mixture."""
-    stale = [path for path in out.glob("shard-*.npy") if path.name not in names]
-    if stale or any(not (out / name).exists() for name in names):
-        (out / "plan.json").unlink(missing_ok=True)
-    for path in stale:
-        path.unlink()
-
-
-def _with_progress(shards: Sequence[Shard], name: str | None) -> Iterable[Shard]:
-    if name is None or not shards:
-        return shards
-    from rich.progress import track
-
-    return track(shards, description=name)
-
-
-def _write_shard(
-    path: Path,
-    trajectories: Sequence[Trajectory],
-    rows: int,
-    encode: Encode,
-    camera: str,
-    batch: int,
-    workers: int,
-    dtype: str,
-) -> None:
-    temporary = path.with_name(temporary_name(path.name))
-    array: np.ndarray | None = None
-    try:
-        at = 0
-        for frames in _batches(_decoded(trajectories, camera, workers), batch):
-            values = _as_numpy(encode(frames), dtype)
-            if len(values) != len(frames):
-                raise ValueError(f"encode answered {len(values)} values for {len(frames)} frames")
-            if array is None:
-                array = np.lib.format.open_memmap(temporary, "w+", values.dtype, (rows, *values.shape[1:]))
-            array[at : at + len(values)] = values
-            at += len(values)
-        assert array is not None and at == rows
-        array.flush()
-        del array
-        replace_file(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _decoded(trajectories: Sequence[Trajectory], camera: str, workers: int) -> Iterator[np.ndarray]:
-    """The episodes' frames in order, decoded a few episodes ahead (FFmpeg releases the interpreter's lock)."""
-    ahead = max(1, 2 * workers)
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        pending = [pool.submit(read_frames, t, camera) for t in trajectories[:ahead]]
-        for index in range(len(trajectories)):
-            frames = pending.pop(0).result()
-            if index + ahead < len(trajectories):
-                pending.append(pool.submit(read_frames, trajectories[index + ahead], camera))
-            yield frames
-
-
-def _batches(clips: Iterable[np.ndarray], batch: int) -> Iterator[np.ndarray]:
-    """Frames of consecutive clips regrouped into batches of the same size, the last one shorter."""
-    waiting: list[np.ndarray] = []
-    count = 0
-    for clip in clips:
-        waiting.append(clip)
-        count += len(clip)
-        if count >= batch:
-            frames = np.concatenate(waiting)
-            whole = count // batch * batch
-            yield from np.split(frames[:whole], whole // batch)
-            waiting, count = [frames[whole:]], count - whole
-    if count:
-        yield np.concatenate(waiting)
-
-
-def _as_numpy(values: Any, dtype: str) -> np.ndarray:
-    if hasattr(values, "detach"):  # a torch tensor, possibly bfloat16 or on a device
-        values = values.detach().cpu()
-        values = values.float().numpy() if values.is_floating_point() else values.numpy()
-    array = np.asarray(values)
-    with np.errstate(over="ignore"):
-        stored = array.astype(dtype)
-    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-        worst = np.abs(array).max()
-        raise ValueError(f"encoded values must be finite and fit {dtype}; the largest magnitude is {worst}")
-    return stored
-
-
-def _write_rows(out: Path, trajectories: Sequence[Trajectory], camera: str) -> None:
-    """Per-frame numbers of all episodes: states and camera poses."""
-    columns = {
-        "states": np.concatenate([t.states for t in trajectories]),
-        "extrinsics": np.concatenate([t.extrinsics[camera] for t in trajectories]),
-    }
-    for name, column in columns.items():
-        temporary = out / temporary_name(f"{name}.npy")
-        np.save(temporary, column.astype(np.float32))
-        replace_file(temporary, out / f"{name}.npy")
 
 
 class Store:
@@ -260,7 +61,7 @@ class Store:
             raise ValueError(f"{folder}: cache version {plan.get('version')}, this code reads {VERSION}; delete it")
         self.key: dict[str, Any] = plan["key"]
         if key is not None:
-            _check_key(self.folder, plain({**self.key, **key}))
+            check_key(self.folder, plain({**self.key, **key}))
         self.step_seconds = float(plan["step_seconds"])
         self.names = [name for name, _ in plan["episodes"]]
         self.offsets = np.concatenate([[0], np.cumsum([rows for _, rows in plan["episodes"]])]).astype(np.int64)
@@ -343,8 +144,3 @@ def _open_shard(path: Path, rows: int) -> np.ndarray:
     if len(array) != rows:
         raise ValueError(f"{path}: {len(array)} rows, expected {rows}; delete this file and build again")
     return array
-
-
-def store_bytes(folder: Path) -> int:
-    """Size on disk."""
-    return sum(os.path.getsize(path) for path in folder.glob("*.npy"))

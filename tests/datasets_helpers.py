@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,3 +85,62 @@ def tree_bytes(root: Path) -> dict[str, bytes]:
     """Relative path -> content of every file but locks."""
     files = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+CRASH_VARIABLE = "QUARTERS_CRASH_FILE"  # while that file exists, the first process to encode removes it and dies
+
+
+def quarters(frames: np.ndarray) -> np.ndarray:
+    """A stand-in for an encoder that other processes can import: [B, 4, 3] means of image quarters."""
+    trap = os.environ.get(CRASH_VARIABLE, "")
+    if trap and os.path.exists(trap):
+        os.unlink(trap)
+        os._exit(9)
+    return (frames / 255).reshape(len(frames), 4, -1, 3).mean(2)
+
+
+def _announced(connection: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    connection.send("ready")
+    work(*arguments)
+
+
+def kill_at_random(
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    moments: int,
+    seconds: float,
+    seed: int,
+    visible: Callable[[], None],
+    finished: Callable[[], None],
+) -> None:
+    """Run `work(*arguments)` in a process again and again until it was SIGKILLed `moments` times.
+
+    Args:
+        work: A function of a module.
+        arguments: Its arguments.
+        moments: Kills of a run that had not finished.
+        seconds: A kill comes at most this long after the start.
+        seed: Of the moments.
+        visible: Checks what a killed run left behind.
+        finished: Checks what a run made that ended before its kill, and clears it away.
+    """
+    rng = np.random.default_rng(seed)
+    context = multiprocessing.get_context("forkserver")  # imports are made once, so that a start takes little
+    # by name: the server does not know this folder, so what this module itself imports has to be named
+    imports = ["armworld.datasets.droid", "armworld.envs.controller", "gymnasium"]
+    context.set_forkserver_preload([work.__module__, *imports])
+    killed = 0
+    while killed < moments:
+        here, there = context.Pipe()
+        process = context.Process(target=_announced, args=(there, work, arguments))
+        process.start()
+        assert here.poll(60) and here.recv() == "ready"
+        time.sleep(rng.uniform(0, seconds))
+        process.kill()
+        process.join(60)
+        assert process.exitcode in (0, -signal.SIGKILL), f"the work failed with exit code {process.exitcode}"
+        if process.exitcode == 0:
+            finished()
+        else:
+            killed += 1
+            visible()

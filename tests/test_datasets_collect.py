@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
+import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ from armworld.jobs import WorkersLost, run_jobs
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
 import datasets_fake  # noqa: E402
-from datasets_helpers import tree_bytes  # noqa: E402
+from datasets_helpers import kill_at_random, tree_bytes  # noqa: E402
 
 TASK = "datasets_fake:fake/Arm-v0"
 
@@ -146,44 +144,27 @@ def test_workers_that_always_die_end_the_run() -> None:
 
 
 def test_kill_at_a_few_random_moments(whole: Path, tmp_path: Path) -> None:
-    kill_at_random(whole, tmp_path, moments=3, seed=0)
+    kill_collection(whole, tmp_path, moments=3, seed=0)
 
 
 @pytest.mark.slow
 def test_kill_at_fifty_random_moments(whole: Path, tmp_path: Path) -> None:
-    kill_at_random(whole, tmp_path, moments=50, seed=1)
+    kill_collection(whole, tmp_path, moments=50, seed=1)
 
 
-SCRIPT = """
-import sys; sys.path.insert(0, {tests!r})
-from pathlib import Path
-import armworld.datasets.collect as c
-from armworld.datasets.behaviours import Mix
-config = c.CollectConfig(Path({out!r}), episodes=6, workers=1, image_size=64, steps=5, task={task!r},
-                         behaviours=Mix(reach=1, play=1, objects=1))
-print("ready", flush=True)
-c.collect(config)
-"""
-
-
-def kill_at_random(whole: Path, tmp_path: Path, moments: int, seed: int) -> None:
+def kill_collection(whole: Path, tmp_path: Path, moments: int, seed: int) -> None:
     """SIGKILL a collection again and again, each time a little later or earlier; the last run completes."""
-    rng = np.random.default_rng(seed)
     out = tmp_path / "data"
-    script = SCRIPT.format(tests=str(TESTS), out=str(out), task=TASK)
-    killed = 0
-    while killed < moments:
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        time.sleep(rng.uniform(0, 0.25))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:  # it had finished: begin anew
-            assert content(out) == content(whole)
-            subprocess.run(["rm", "-r", str(out)], check=True)
-        killed += 1
+
+    def visible() -> None:
         for folder in find_episodes(out) if list(out.glob("lab1/*/*/[0-9]*")) else []:
             read_trajectory(folder)  # whatever is visible is whole
+
+    def finished() -> None:
+        assert content(out) == content(whole)
+        shutil.rmtree(out)
+
+    kill_at_random(collect, (settings(out),), moments, 0.25, seed, visible, finished)
     collect(settings(out))
     assert content(out) == content(whole)
 

@@ -33,6 +33,7 @@ VERBS = {
     "inspect": Verb("armworld.datasets.commands", "InspectConfig", "run_inspect", "write a page about a dataset"),
     "export": Verb("armworld.datasets.commands", "ExportConfig", "run_export", "write a dataset in another format"),
     "import": Verb("armworld.datasets.commands", "ImportConfig", "run_import", "read real DROID or LeRobot data"),
+    "cache": Verb("armworld.datasets.cache", "CacheConfig", "cache", "encode a dataset once for training"),
     "pretrain": Verb("armworld.worldmodel.pretrain", "PretrainConfig", "pretrain", "train an encoder on videos"),
     "posttrain": Verb(
         "armworld.worldmodel.posttrain", "PosttrainConfig", "posttrain", "train the action-conditioned predictor"
@@ -106,7 +107,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if os.environ.get("ARMWORLD_TRACEBACK"):
             raise
         print(f"armworld: {' '.join(str(error).split())}", file=sys.stderr)

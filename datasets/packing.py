@@ -1,0 +1,291 @@
+"""Build a store (`store.py`): encode every frame of some episodes once, shard by shard, resumably.
+
+A shard appears when it is complete, so building goes on where it was cut off, and shards are independent jobs: they
+fan out over processes or over Ray. One builder at a time holds the folder; a finished store is opened without asking.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from armworld.datasets.files import clear_partial, exclusive, full_disk_named, replace_file, temporary_name
+from armworld.datasets.store import VERSION, Store, check_key
+from armworld.datasets.trajectory import Trajectory, read_frames, read_trajectories, read_trajectory
+from armworld.evaluation.files import plain, read_json, write_json
+from armworld.jobs import run_jobs, run_with_progress
+
+SHARD_FRAMES = 8192
+
+Encode = Callable[[np.ndarray], Any]  # uint8 [B, H, W, 3] -> array or tensor [B, ...]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Whole episodes that share a file, by number; the name tells its content."""
+
+    name: str
+    episodes: tuple[int, ...]
+    rows: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a shard's values are made; arguments as in `build_store`. Picklable where `encode` is."""
+
+    encode: Encode
+    camera: str
+    batch: int
+    workers: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard to write: its file, its episodes' folders, its number of rows."""
+
+    path: Path
+    folders: tuple[Path, ...]
+    rows: int
+
+
+def episode_digest(trajectory: Trajectory, camera: str) -> str:
+    """A hash of what a cached episode depends on: its name, states and its video's size."""
+    size = trajectory.videos[camera].stat().st_size
+    content = f"{trajectory.folder.name}|{size}|".encode() + np.ascontiguousarray(trajectory.states).tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def plan_shards(digests: Sequence[str], rows: Sequence[int], limit: int) -> list[Shard]:
+    """Consecutive episodes up to `limit` frames per shard; the name tells its content, so growth keeps full ones."""
+    sizes: list[int] = []
+    for count in rows:
+        if not sizes or sizes[-1] + count > limit:
+            sizes.append(0)
+        sizes[-1] += count
+    return shards_of_sizes(digests, rows, sizes)
+
+
+def shards_of_sizes(digests: Sequence[str], rows: Sequence[int], sizes: Sequence[int]) -> list[Shard]:
+    """Consecutive episodes in shards of the given numbers of rows; an episode belongs where its first row falls."""
+    owner = np.searchsorted(np.cumsum(sizes), np.cumsum([0, *rows[:-1]]), "right")
+    shards = []
+    for number in range(len(sizes)):
+        group = np.flatnonzero(owner == number).tolist()
+        content = hashlib.sha256("".join(digests[i] for i in group).encode()).hexdigest()[:12]
+        rows_here = sum(rows[i] for i in group)
+        shards.append(Shard(f"shard-{number:05d}-{content}.npy", tuple(group), rows_here))
+    return shards
+
+
+def build_store(
+    folders: Sequence[Path],
+    encode: Encode,
+    key: Mapping[str, Any],
+    out: Path,
+    camera: str = "left",
+    batch: int = 64,
+    workers: int = 2,
+    dtype: str = "float16",
+    shard_frames: int = SHARD_FRAMES,
+    progress: str | None = None,
+    processes: int = 1,
+    ray: str | None = None,
+) -> Store:
+    """Encode every frame of `folders` (episodes) once; finished shards of an earlier call are kept.
+
+    Where nothing is missing the store is opened without a lock, so that any number of trainings may share it.
+
+    Args:
+        folders: Episode folders, in order.
+        encode: uint8 [B, H, W, 3] -> [B, ...], NumPy or torch; picklable for more than one process and for Ray.
+        key: What the cached values depend on beside the data, JSON-able: encoder hash, image size, normalisation.
+        out: Folder of the store.
+        camera: Whose frames.
+        batch: Frames per call of `encode`.
+        workers: Decoding threads, per process.
+        dtype: Stored type.
+        shard_frames: Frames per shard at most (one episode at least).
+        progress: Name on the progress bar; None shows none.
+        processes: Shards encoded at once; 1 encodes in this process.
+        ray: Address of a Ray cluster that shares the folders, or `local`; None uses this machine's processes.
+
+    Raises:
+        ValueError: `out` holds a store of another key or another process builds there now, an encoded value does
+            not fit `dtype`, or `encode` cannot be sent to other processes.
+        EpisodeError: An episode is damaged; the message names it.
+        DiskFull: No space left; finished shards are kept.
+    """
+    trajectories = read_trajectories(folders)
+    if not trajectories:
+        raise ValueError("no episodes to cache")
+    steps = {trajectory.step_seconds for trajectory in trajectories}
+    if len(steps) > 1:
+        raise ValueError(f"the episodes differ in step_seconds: {sorted(steps)}; cache them apart")
+    digests = [episode_digest(trajectory, camera) for trajectory in trajectories]
+    rows = [len(trajectory) for trajectory in trajectories]
+    full_key = plain({**key, "camera": camera, "dtype": dtype})
+    plan = plain(
+        {
+            "version": VERSION,
+            "key": full_key,
+            "step_seconds": steps.pop(),
+            "episodes": [[str(t.folder), len(t)] for t in trajectories],
+        }
+    )
+    columns = {
+        "states": np.concatenate([t.states for t in trajectories]).astype(np.float32),
+        "extrinsics": np.concatenate([t.extrinsics[camera] for t in trajectories]).astype(np.float32),
+    }
+    if _is_complete(out, plan, digests, rows, columns):
+        return Store(out)
+    shards = plan_shards(digests, rows, shard_frames)
+    recipe = Recipe(encode, camera, batch, workers, dtype)
+    with exclusive(out), full_disk_named(out):
+        clear_partial(out)
+        check_key(out, full_key)
+        _drop_stale(out, {shard.name for shard in shards})
+        write_json(out / "key.json", full_key)
+        jobs = [
+            ShardJob(out / shard.name, tuple(trajectories[i].folder for i in shard.episodes), shard.rows)
+            for shard in shards
+            if not (out / shard.name).exists()
+        ]
+        _encode_shards(recipe, jobs, len(shards), processes, ray, progress)
+        clear_partial(out)  # what a lost worker left; its shard was made again
+        for name, column in columns.items():
+            _write_column(out / f"{name}.npy", column)
+        write_json(out / "plan.json", {**plan, "shards": [[shard.name, shard.rows] for shard in shards]})
+    return Store(out)
+
+
+def _is_complete(
+    out: Path, plan: Mapping[str, Any], digests: Sequence[str], rows: Sequence[int], columns: Mapping[str, np.ndarray]
+) -> bool:
+    """Whether `out` already holds what building it now would give, in shards of whatever size."""
+    try:
+        there = read_json(out / "plan.json")
+        found = [tuple(item) for item in there.pop("shards")]
+        shards = shards_of_sizes(digests, rows, [size for _, size in found])
+        if there != plan or found != [(shard.name, shard.rows) for shard in shards]:
+            return False
+        if not all((out / shard.name).exists() for shard in shards):
+            return False
+        return all(np.array_equal(np.load(out / f"{name}.npy"), column) for name, column in columns.items())
+    except (OSError, ValueError, KeyError):  # missing, or cut off: building says what is wrong, or mends it
+        return False
+
+
+def _drop_stale(out: Path, names: set[str]) -> None:
+    """Delete `plan.json` and shards of episodes that changed; a reader never sees a mixture."""
+    stale = [path for path in out.glob("shard-*.npy") if path.name not in names]
+    if stale or any(not (out / name).exists() for name in names):
+        (out / "plan.json").unlink(missing_ok=True)
+    for path in stale:
+        path.unlink()
+
+
+def _encode_shards(
+    recipe: Recipe, jobs: Sequence[ShardJob], total: int, processes: int, ray: str | None, progress: str | None
+) -> None:
+    if processes > 1 and ray is None:  # Ray sends closures too
+        try:
+            pickle.dumps(recipe.encode)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"encode cannot be sent to other processes ({error}); pass a function of a module"
+            ) from error
+    job = functools.partial(write_shard, recipe)
+    if jobs and (progress is not None or ray is not None):
+        run_with_progress(job, jobs, processes, progress or "encode", total, ray)
+    else:
+        for _ in run_jobs(job, jobs, processes):
+            pass
+
+
+def write_shard(recipe: Recipe, job: ShardJob) -> str:
+    """Encode one shard's frames; its file appears whole or not at all. Answers its path.
+
+    Raises:
+        ValueError, EpisodeError, DiskFull: As `build_store`.
+    """
+    temporary = job.path.with_name(temporary_name(job.path.name))
+    trajectories = [read_trajectory(folder) for folder in job.folders]
+    try:
+        with full_disk_named(job.path.parent):
+            at = 0
+            # Written, not memory-mapped: a full disk is then an error rather than a signal that kills the process.
+            with open(temporary, "wb") as file:
+                for frames in _batches(_decoded(trajectories, recipe.camera, recipe.workers), recipe.batch):
+                    values = _as_numpy(recipe.encode(frames), recipe.dtype)
+                    if len(values) != len(frames):
+                        raise ValueError(f"encode answered {len(values)} values for {len(frames)} frames")
+                    if at == 0:
+                        _write_header(file, values.dtype, (job.rows, *values.shape[1:]))
+                    file.write(np.ascontiguousarray(values).data)
+                    at += len(values)
+            assert at == job.rows
+            replace_file(temporary, job.path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return str(job.path)
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, description)
+
+
+def _decoded(trajectories: Sequence[Trajectory], camera: str, workers: int) -> Iterator[np.ndarray]:
+    """The episodes' frames in order, decoded a few episodes ahead (FFmpeg releases the interpreter's lock)."""
+    ahead = max(1, 2 * workers)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        pending = [pool.submit(read_frames, t, camera) for t in trajectories[:ahead]]
+        for index in range(len(trajectories)):
+            frames = pending.pop(0).result()
+            if index + ahead < len(trajectories):
+                pending.append(pool.submit(read_frames, trajectories[index + ahead], camera))
+            yield frames
+
+
+def _batches(clips: Iterable[np.ndarray], batch: int) -> Iterator[np.ndarray]:
+    """Frames of consecutive clips regrouped into batches of the same size, the last one shorter."""
+    waiting: list[np.ndarray] = []
+    count = 0
+    for clip in clips:
+        waiting.append(clip)
+        count += len(clip)
+        if count >= batch:
+            frames = np.concatenate(waiting)
+            whole = count // batch * batch
+            yield from np.split(frames[:whole], whole // batch)
+            waiting, count = [frames[whole:]], count - whole
+    if count:
+        yield np.concatenate(waiting)
+
+
+def _as_numpy(values: Any, dtype: str) -> np.ndarray:
+    if hasattr(values, "detach"):  # a torch tensor, possibly bfloat16 or on a device
+        values = values.detach().cpu()
+        values = values.float().numpy() if values.is_floating_point() else values.numpy()
+    array = np.asarray(values)
+    with np.errstate(over="ignore"):
+        stored = array.astype(dtype)
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        worst = np.abs(array).max()
+        raise ValueError(f"encoded values must be finite and fit {dtype}; the largest magnitude is {worst}")
+    return stored
+
+
+def _write_column(path: Path, column: np.ndarray) -> None:
+    temporary = path.with_name(temporary_name(path.name))
+    np.save(temporary, column)
+    replace_file(temporary, path)
