@@ -56,6 +56,7 @@ class ArmEnv(gymnasium.Env):
         step_seconds: Length of a control step; a multiple of the physics step (0.002 s).
         max_steps: Episode length; None: the task's own.
         shadows: Render shadows (slow on a CPU).
+        subgoals: Grasp alone: goal images of the way (above, grasped, lifted) where the paper shows the end only.
         placements: Where exterior cameras stand in place of the lab's rig: camera -> fields of a `Placement`, e.g.
             {"left": {"azimuth": 20, "elevation": 40, "distance": 1.1}}. Variation is drawn around them.
 
@@ -77,6 +78,7 @@ class ArmEnv(gymnasium.Env):
         step_seconds: float = 0.25,
         max_steps: int | None = None,
         shadows: bool = False,
+        subgoals: bool = False,
         placements: Mapping[str, Mapping[str, Any]] | None = None,
         render_mode: str | None = "rgb_array",
     ):
@@ -98,7 +100,7 @@ class ArmEnv(gymnasium.Env):
         bystanders = others if level == "full" else others[:1]
         config = SceneConfig(robot, lab, (object, *bystanders))
         self.simulator = Simulator(config, step_seconds, None, shadows, (image_size, image_size))
-        self.task = TASKS[task](object)
+        self.task = TASKS[task](object, subgoals)
         self.randomizer = Randomizer(self.simulator, level, bystanders)
         self.level, self.image_size, self.render_mode = level, image_size, render_mode
         self.max_steps = self.task.max_steps if max_steps is None else max_steps

@@ -44,6 +44,7 @@ class Task(ABC):
 
     Attributes:
         object: The object that the task is about (a bystander in reach).
+        subgoals: Show moments on the way too, where the paper shows the end alone (grasp).
         max_steps: Episode length unless the environment is told otherwise.
         tolerance: Distance that the predicate allows, m.
         bystanders: The other objects of the present episode.
@@ -54,8 +55,9 @@ class Task(ABC):
     max_steps: int
     tolerance: float
 
-    def __init__(self, object_name: str):
+    def __init__(self, object_name: str, subgoals: bool = False):
         self.object = object_name
+        self.subgoals = subgoals
         self.bystanders: tuple[str, ...] = ()
         self.start_yaw = 0.0
         self.targets: dict[str, Any] = {}
@@ -178,7 +180,7 @@ class ObjectTask(Task):
     def demonstrate(self, sim: Simulator, observe: Observe, keep: tuple[str, ...] = ()) -> list[Observation]:
         """Film the expert from here to its end, remember where the object ends, and return to here.
 
-        NoRoom if the expert fails: such a start has no goal image.
+        NoRoom if the expert fails, or passes over one of `keep`: such a start has no goal images.
         """
         saved = sim.save()
         frames = film(sim, self.script(sim), observe, keep, self.max_steps - DWELL)
@@ -199,9 +201,14 @@ class ObjectTask(Task):
 
 
 class Grasp(ObjectTask):
-    """Take the object with both fingers and lift it by at least 2 cm, without slipping."""
+    """Take the object with both fingers and lift it by at least 2 cm, without slipping.
+
+    The goal is one image, the object lifted, as in the paper. With `subgoals` it is three: the hand above the object,
+    the fingers closed around it, the object lifted.
+    """
 
     name, max_steps, tolerance = "grasp", 20, LIFTED
+    budgets = (8, 6, 6)
 
     def begin(self, sim: Simulator, rng: np.random.Generator, observe: Observe) -> tuple[Goal, dict]:
         self.targets = {}
@@ -212,9 +219,9 @@ class Grasp(ObjectTask):
         taken = [(over[:2], footprint(sim, self.object) + 0.10)]
         others = place_bystanders(sim, self.bystanders, rng, [(sim.tip, over)], taken)
         settle(sim)
-        frames = self.demonstrate(sim, observe)
+        frames = self.demonstrate(sim, observe, ("approach", "close") if self.subgoals else ())
         draws = {"start_state": start.tolist(), "objects": {self.object: placed, **others}}
-        return Goal(tuple(frames), (self.max_steps,)), draws
+        return Goal(tuple(frames), self.budgets if self.subgoals else (self.max_steps,)), draws
 
     def script(self, sim: Simulator) -> Script:
         yield from play(sim, grasp_phases(sim, self.object))
@@ -266,7 +273,8 @@ class ReachWithObject(ObjectTask):
 class PickPlace(ObjectTask):
     """Put the object where the goal shows it: within 5 cm, upright, at rest, released.
 
-    Three sub-goals, as in the paper: grasped, near the place, placed; budgets 4, 10 and 4 steps.
+    Three sub-goals, as in the paper: grasped, near the place, placed (and let go, the hand still there); budgets 4, 10
+    and 4 steps.
     """
 
     name, max_steps, tolerance = "pick_place", 22, 0.05
@@ -289,7 +297,7 @@ class PickPlace(ObjectTask):
         paths = [(source, source), (source + lifted, place + lifted), (place, place)]
         others = place_bystanders(sim, self.bystanders, rng, paths, [])
         settle(sim)
-        frames = self.demonstrate(sim, observe, ("close", "carry"))
+        frames = self.demonstrate(sim, observe, ("close", "carry", "release"))[:-1]  # not the retreat
         draws = {
             "start_state": start.tolist(),
             "goal_position": place.tolist(),

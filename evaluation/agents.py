@@ -29,6 +29,9 @@ class AgentSettings:
         context: Frames that the model sees.
         schedule: When the next sub-goal is shown: budget or energy.
         gripper: Planned together with the arm (joint) or once the arm has arrived (last).
+        gripper_margin: With "last": the gripper moves only if that lowers the energy by this fraction.
+        gripper_deadband: Planned gripper deltas below this count as none.
+        full_grip: A planned gripper motion is executed as a full opening or closing.
         max_yaw: Bound of a planned turn about the vertical (rad); 0 leaves rotation out.
         seconds_per_action: Time after which a search stops; results then depend on the machine's speed.
         hold_margin: Hold unless a plan lowers holding's energy by more than this fraction.
@@ -51,6 +54,9 @@ class AgentSettings:
     context: int | None = None
     schedule: Literal["budget", "energy"] | None = None
     gripper: Literal["joint", "last"] | None = None
+    gripper_margin: float | None = None
+    gripper_deadband: float | None = None
+    full_grip: bool | None = None
     max_yaw: float | None = None
     seconds_per_action: float | None = None
     hold_margin: float | None = None
@@ -66,7 +72,7 @@ class AgentSettings:
     def planner_settings(self) -> dict[str, Any]:
         """The settings that `planners.registry.make_planner` takes, without those left at their defaults."""
         space = {"max_position": self.max_position, "max_norm": self.max_norm, "max_gripper": self.max_gripper}
-        space["max_yaw"] = self.max_yaw
+        space |= {"max_yaw": self.max_yaw, "gripper_deadband": self.gripper_deadband}
         settings: dict[str, Any] = {
             name: getattr(self, name)
             for name in ("samples", "iterations", "elites", "horizon", "repeat", "hold_margin")
@@ -76,8 +82,8 @@ class AgentSettings:
         return settings | ({"space": space} if space else {})
 
     def for_task(self, task: str) -> AgentSettings:
-        """The settings with what a task leaves open filled in: reaching does not plan the gripper."""
-        if task == "reach" and self.max_gripper is None:
+        """The settings with what a task leaves open filled in: reaching, alone or with an object, plans no gripper."""
+        if task in ("reach", "reach_with_object") and self.max_gripper is None:
             return replace(self, max_gripper=0.0)
         return self
 
@@ -160,6 +166,7 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
             model = TurnedModel(model, settings.axes_yaw)
         choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": settings.schedule}
         choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}
+        choices |= {"gripper_margin": settings.gripper_margin, "full_grip": settings.full_grip}
         agent = PlanningAgent(
             model,
             make_planner(planner or settings.oracle_planner, **settings.planner_settings()),

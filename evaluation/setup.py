@@ -34,6 +34,7 @@ class Setup:
         image_size: Height and width of the images (pixels); by default the model's, or 128.
         step_seconds: Length of a step (s); by default the model's, or 0.25.
         max_steps: Steps per episode; by default the task's.
+        subgoals: Grasp: show goal images of the way too (above, grasped, lifted), easier than the paper's one image.
     """
 
     model: str = "default"
@@ -45,6 +46,7 @@ class Setup:
     image_size: int | None = None
     step_seconds: float | None = None
     max_steps: int | None = None
+    subgoals: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -77,6 +79,7 @@ class Setup:
             "image_size": self.image_size,
             "step_seconds": self.step_seconds,
         }
+        kwargs |= {"subgoals": True} if self.subgoals else {}
         return kwargs if self.max_steps is None else kwargs | {"max_steps": self.max_steps}
 
 

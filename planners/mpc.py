@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from armworld.planners.objectives import LatentGoal, Objective
-from armworld.planners.plans import Plan, PlanningError, WarmStart, shift
+from armworld.planners.plans import GRIPPER, Plan, PlanningError, WarmStart, shift
 from armworld.planners.sampling import Planner
 from armworld.types import Goal, Observation, check_name
 
@@ -40,6 +40,9 @@ class AgentConfig:
             and the gripper with it only where that plan moves the arm by less than `arrived_m`. One step ahead, a
             gripper that closes too early costs nothing yet: this keeps it open until the hand is there.
         arrived_m: See `gripper` (m).
+        gripper_margin: With "last", the gripper moves only if that lowers the arm plan's energy by this fraction.
+        full_grip: A planned gripper motion is executed as a full opening or closing. One step ahead the model plans the
+            closedness that the goal shows, at which the fingers touch the object without pressing.
         seconds_per_action: Time budget of one call of `act`; the search returns its best when it is spent. The
             first iteration always runs. Results then depend on the machine's speed. None: no budget.
     """
@@ -53,13 +56,16 @@ class AgentConfig:
     context: int = 1
     gripper: Literal["joint", "last"] = "joint"
     arrived_m: float = 0.015
+    gripper_margin: float = 0.0
+    full_grip: bool = False
     seconds_per_action: float | None = None
 
     def __post_init__(self) -> None:
         check_name("sub-goal schedule", self.schedule, ("budget", "energy"))
         check_name("gripper order", self.gripper, ("joint", "last"))
-        if self.arrived_m <= 0:
-            raise ValueError(f"arrived_m must be positive, got {self.arrived_m}")
+        if self.arrived_m <= 0 or not 0 <= self.gripper_margin < 1:
+            told = f"{self.arrived_m} and {self.gripper_margin}"
+            raise ValueError(f"arrived_m must be positive and gripper_margin in [0, 1), got {told}")
         if self.execute_steps < 1 or self.context < 1 or self.switch_holds < 1 or self.patience <= 0:
             raise ValueError(f"execute_steps, context, switch_holds and patience must be positive, got {self}")
         if self.seconds_per_action is not None and self.seconds_per_action <= 0:
@@ -175,12 +181,16 @@ class PlanningAgent:
         plan = self._search(self._arm_planner or self.planner, started)
         moves = torch.linalg.vector_norm(plan.actions[0, : self.config.execute_steps, :3], dim=-1)
         if self._arm_planner is not None and float(moves.max()) < self.config.arrived_m:
-            plan = self._search(self.planner, started)
+            joint = self._search(self.planner, started)
+            if float(joint.cost[0]) < (1 - self.config.gripper_margin) * float(plan.cost[0]):
+                plan = joint
         self.last_plan = plan
         self._holds = self._holds + 1 if bool(plan.hold[0]) else 0
         actions = plan.actions[0, : self.config.execute_steps].cpu().numpy().astype(np.float32)
         if not np.isfinite(actions).all():
             raise PlanningError(f"the plan is not finite: {actions.tolist()}")
+        if self.config.full_grip:
+            actions[:, GRIPPER] = np.sign(actions[:, GRIPPER])
         self._queue.extend(actions)
 
     def _search(self, planner: Planner, started: float) -> Plan:
