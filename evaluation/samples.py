@@ -5,6 +5,7 @@ Legend: E episodes, T steps, C moments, K actions, N patches, D channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from armworld.pose import action_between
+from armworld.types import Observation
 
 STREAM = 0x444F43  # keeps the motions' draws apart from the environment's, which has the same seed
 TARGET_STEPS = 3  # steps between changes of target, so that the arm gets around
@@ -44,6 +46,60 @@ class Samples:
     branch_states: np.ndarray
 
 
+@dataclass(frozen=True)
+class Travel:
+    """Episodes of free motion, encoded.
+
+    Attributes:
+        z: Features [E, T+1, N, D].
+        states: float32 [E, T+1, 7].
+        actions: float32 [E, T, 7], as realised (from consecutive states).
+    """
+
+    z: Tensor
+    states: np.ndarray
+    actions: np.ndarray
+
+
+def travel(env: gymnasium.Env, model: Any, seeds: list[int], steps: int, bound_m: float = 0.075) -> Travel:
+    """Move freely for `steps` steps per seed: from target to target at changing speed.
+
+    Args:
+        env: An armworld environment; its first camera is looked through.
+        model: World model; only its encoder is used.
+        bound_m: Largest translation per axis and step (m).
+    """
+    walks = [list(_motion(env, seed, steps, bound_m)) for seed in seeds]
+    return _encoded(model, [observation for walk in walks for observation, _ in walk], (len(seeds), steps + 1))
+
+
+def _encoded(model: Any, observations: list[Observation], shape: tuple[int, int]) -> Travel:
+    camera = next(name for name in observations[0] if name != "state")
+    frames = [observation[camera] for observation in observations]
+    states = np.stack([observation["state"] for observation in observations]).reshape(*shape, 7)
+    z = torch.cat([model.encode(np.stack(frames[i : i + 64])[:, None])[:, 0].cpu() for i in range(0, len(frames), 64)])
+    actions = action_between(states[:, :-1], states[:, 1:]).astype(np.float32)
+    return Travel(z.reshape(*shape, *z.shape[1:]), states, actions)
+
+
+def _motion(
+    env: gymnasium.Env, seed: int, steps: int, bound_m: float
+) -> Iterator[tuple[Observation, np.random.Generator]]:
+    """Observations of one episode of free motion, `steps + 1` of them, and the generator of its draws."""
+    from armworld.envs.tasks import REACH_HIGH, REACH_LOW
+
+    rng = np.random.default_rng([seed, STREAM])
+    observation, _ = env.reset(seed=seed)
+    target = observation["state"][:3]
+    for step in range(steps + 1):
+        yield observation, rng
+        if step == steps:
+            break
+        if step % TARGET_STEPS == 0:
+            target = rng.uniform(REACH_LOW, REACH_HIGH)
+        observation, *_ = env.step(_towards(observation["state"], target, rng.uniform(0.4, 1.0) * bound_m))
+
+
 def gather(
     env: gymnasium.Env, model: Any, seeds: list[int], steps: int, candidates: int = 16, bound_m: float = 0.075
 ) -> Samples:
@@ -56,34 +112,22 @@ def gather(
         bound_m: Largest translation per axis and step (m).
     """
     from armworld.envs.oracle import OracleDynamics
-    from armworld.envs.tasks import REACH_HIGH, REACH_LOW
 
     oracle = OracleDynamics(env, model)
     branch_at = {max(1, steps // 3), max(1, 2 * steps // 3)}
-    frames, states, moments, branches = [], [], [], []
+    seen, moments, branches = [], [], []
     for episode, seed in enumerate(seeds):
-        rng = np.random.default_rng([seed, STREAM])
-        observation, _ = env.reset(seed=seed)
-        target = observation["state"][:3]
-        for step in range(steps + 1):
-            frames.append(observation[oracle.camera])
-            states.append(observation["state"])
+        for step, (observation, rng) in enumerate(_motion(env, seed, steps, bound_m)):
+            seen.append(observation)
             if step in branch_at:
                 moments.append((episode, step))
                 branches.append(_branch(oracle, observation["state"], rng, candidates, bound_m))
-            if step == steps:
-                break
-            if step % TARGET_STEPS == 0:
-                target = rng.uniform(REACH_LOW, REACH_HIGH)
-            observation, *_ = env.step(_towards(observation["state"], target, rng.uniform(0.4, 1.0) * bound_m))
-    shape = (len(seeds), steps + 1)
-    z = torch.cat([model.encode(np.stack(frames[i : i + 64])[:, None])[:, 0].cpu() for i in range(0, len(frames), 64)])
-    state_array = np.stack(states).reshape(*shape, 7)
+    walked = _encoded(model, seen, (len(seeds), steps + 1))
     branch_z, branch_states, branch_actions = (list(part) for part in zip(*branches, strict=True))
     return Samples(
-        z=z.reshape(*shape, *z.shape[1:]),
-        states=state_array,
-        actions=action_between(state_array[:, :-1], state_array[:, 1:]).astype(np.float32),
+        z=walked.z,
+        states=walked.states,
+        actions=walked.actions,
         moments=np.array(moments),
         branch_actions=np.stack(branch_actions),
         branch_z=torch.stack(branch_z),

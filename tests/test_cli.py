@@ -22,7 +22,13 @@ def test_help_names_every_verb(monkeypatch, capsys):
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))
 def test_every_verb_explains_itself(monkeypatch, capsys, verb):
     assert call(monkeypatch, verb, "--help") == 0
-    assert "--out" in capsys.readouterr().out or verb in ("verify", "validate", "view", "replay")
+    assert "--out" in capsys.readouterr().out or verb in ("verify", "validate", "view", "replay", "sweep")
+
+
+@pytest.mark.parametrize("study", ["camera", "horizon"])
+def test_every_study_explains_itself(monkeypatch, capsys, study):
+    assert call(monkeypatch, "sweep", study, "--help") == 0
+    assert "--out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,9 @@ def test_every_verb_explains_itself(monkeypatch, capsys, verb):
         (("plan", "--model", "/nowhere", "--out", "x"), "/nowhere"),
         (("plan", "--camera", "lefft", "--out", "x"), "lefft"),
         (("plan", "--seeds", "ten", "--out", "x"), "ten"),
+        (("sweep", "camera", "--azimuth", "a", "--out", "x"), "azimuth 'a'"),
+        (("sweep", "horizon", "--plans", "one", "--out", "x"), "plans 'one'"),
+        (("sweep", "weather", "--out", "x"), "camera"),
         (("collect", "--episodes", "0", "--out", "x"), "episodes must be at least 1, got 0"),
         (("pretrain", "--data", "nowhere", "--out", "x", "--steps", "1"), "nowhere"),
         (

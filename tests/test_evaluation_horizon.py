@@ -1,0 +1,82 @@
+"""The horizon study: long rollouts in pieces, errors of a model that is known, verdict, and a whole small run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from armworld.evaluation.files import read_json
+from armworld.evaluation.horizon import HorizonSweep, horizon_sweep, imagine_far, look_ahead, useful_seconds, verdict
+from armworld.evaluation.samples import Travel
+from armworld.pose import apply_action
+from armworld.worldmodel.model import Rollout
+
+
+class Drifting:
+    """Features [1, 3] are the position; every imagined step is off by `drift` along x. Three steps at most."""
+
+    class predictor:
+        class config:
+            max_steps = 3
+
+    def __init__(self, drift: float) -> None:
+        self.drift, self.calls = torch.tensor([drift, 0.0, 0.0]), []
+
+    def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+        self.calls.append(actions.shape[2])
+        moved = (actions[..., :3] + self.drift).cumsum(2)
+        states = [state[:, -1:].expand(-1, actions.shape[1], -1)]
+        for action in actions.unbind(2):
+            states.append(apply_action(states[-1], action))
+        return Rollout(z=z[:, -1:, None] + moved[..., None, :], state=torch.stack(states[1:], 2))
+
+
+def journeys(episodes: int = 8, steps: int = 7) -> Travel:
+    rng = np.random.default_rng(0)
+    actions = np.zeros((episodes, steps, 7), np.float32)
+    actions[..., :3] = rng.uniform(-0.05, 0.05, (episodes, steps, 3))
+    states = np.concatenate([np.zeros((episodes, 1, 7)), actions.cumsum(1)], 1).astype(np.float32)
+    states[..., :3] += rng.uniform(-0.3, 0.3, (episodes, 1, 3)).astype(np.float32)
+    return Travel(torch.from_numpy(states[..., None, :3]), states, actions)
+
+
+def test_long_rollouts_go_on_in_pieces() -> None:
+    walked, model = journeys(), Drifting(0.0)
+    imagined = imagine_far(model, walked.z[:, 0], walked.states[:, 0], walked.actions)
+    assert model.calls == [3, 3, 1]
+    torch.testing.assert_close(imagined, walked.z[:, 1:], atol=1e-5, rtol=0)
+
+
+def test_a_known_drift_is_measured() -> None:
+    ahead = look_ahead(Drifting(0.01), journeys(), np.random.default_rng(1))
+    np.testing.assert_allclose(ahead["l1"], 0.01 * np.arange(1, 8) / 3, atol=1e-5)
+    np.testing.assert_allclose(ahead["position_error_m"], 0.01 * np.arange(1, 8), atol=2e-3)
+    assert ahead["probe_error_m"].max() < 2e-3 and ahead["imagined_episodes"] == 2
+    told = verdict(ahead, {}, 0.25)
+    assert "within 5 cm of where it really goes for 1 s" in told[1] or "for 1.25 s" in told[1]
+
+
+def test_useful_time_ends_where_the_error_first_crosses() -> None:
+    assert useful_seconds([1, 1, 3, 1], [2, 2, 2, 2], 0.5) == 1.0
+    assert useful_seconds([3], [2], 0.5) == 0 and useful_seconds([1, 1], [2, 2], 0.5) == 1.0
+
+
+def test_bad_plans_are_named() -> None:
+    with pytest.raises(ValueError, match="plans '1,x'"):
+        HorizonSweep(plans="1,x")
+    with pytest.raises(ValueError, match="rollouts"):
+        HorizonSweep(rollouts=2)
+
+
+@pytest.mark.slow
+def test_a_small_study_of_the_shipped_model(tmp_path: Path) -> None:
+    config = HorizonSweep(
+        seconds=1.0, rollouts=4, plans="1", episodes=1, max_steps=1, samples=8, elites=2, iterations=1, out=tmp_path
+    )
+    record = horizon_sweep(config, Console(quiet=True))
+    assert record == read_json(tmp_path / "sweep.json") and len(record["ahead"]["l1"]) == 4
+    assert record["plans"][0]["horizon"] == 1
+    assert "How far ahead?" in (tmp_path / "index.html").read_text()
