@@ -33,13 +33,14 @@ class AgentConfig:
         repeat_last: A warm start repeats the plan's last action where it ran out, instead of holding still.
         schedule: When the next sub-goal is shown. "budget": after the goal's step budget (as in the paper);
             "energy": when the energy to the sub-goal, mean |z - z_goal|, falls to `switch_energy`, or after
-            `switch_holds` plans in a row that hold still, at the latest after `patience` times the budget.
+            `switch_holds` plans in a row that hold still or move the arm by less than `arrived_m` and the gripper not
+            at all, at the latest after `patience` times the budget.
         switch_energy, switch_holds, patience: See `schedule`.
         context: Frames (the present one and those before) that the model sees; fewer at the episode's start.
         gripper: "joint": arm and gripper are planned together (as published); "last": the arm alone is planned first,
             and the gripper with it only where that plan moves the arm by less than `arrived_m`. One step ahead, a
             gripper that closes too early costs nothing yet: this keeps it open until the hand is there.
-        arrived_m: See `gripper` (m).
+        arrived_m: See `gripper` and `schedule` (m).
         gripper_margin: With "last", the gripper moves only if that lowers the arm plan's energy by this fraction.
         full_grip: A planned gripper motion is executed as a full opening or closing. One step ahead the model plans the
             closedness that the goal shows, at which the fingers touch the object without pressing.
@@ -185,7 +186,10 @@ class PlanningAgent:
             if float(joint.cost[0]) < (1 - self.config.gripper_margin) * float(plan.cost[0]):
                 plan = joint
         self.last_plan = plan
-        self._holds = self._holds + 1 if bool(plan.hold[0]) else 0
+        step = plan.actions[0, : self.config.execute_steps]
+        small = torch.linalg.vector_norm(step[:, :3], dim=-1) < self.config.arrived_m
+        still = bool(plan.hold[0]) or bool((small & (step[:, GRIPPER] == 0)).all())
+        self._holds = self._holds + 1 if still else 0
         actions = plan.actions[0, : self.config.execute_steps].cpu().numpy().astype(np.float32)
         if not np.isfinite(actions).all():
             raise PlanningError(f"the plan is not finite: {actions.tolist()}")

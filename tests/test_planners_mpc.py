@@ -77,6 +77,27 @@ def test_the_gripper_moves_last() -> None:
         AgentConfig(gripper="first")  # type: ignore[arg-type]
 
 
+def test_a_full_grip_and_its_margin() -> None:
+    goal = goal_at([0.0, 0.0, 0.0, 0.4])
+    agent = make_agent(config=AgentConfig(gripper="last", full_grip=True))
+    agent.reset(goal)
+    assert agent.act(observation(np.zeros(4)))[6] == 1.0
+    unmoved = make_agent(config=AgentConfig(gripper="last", full_grip=True, gripper_margin=0.99))
+    unmoved.reset(goal)
+    assert unmoved.act(observation(np.zeros(4)))[6] == 0.0
+    with pytest.raises(ValueError, match=r"gripper_margin in \[0, 1\), got 0.015 and 1"):
+        AgentConfig(gripper_margin=1)
+
+
+def test_small_moves_count_as_arrival() -> None:
+    """With a goal that is never met exactly, the next sub-goal comes after two small plans, long before the budget."""
+    agent = make_agent(
+        config=AgentConfig(schedule="energy", arrived_m=0.02), space={"max_position": 0.1, "max_gripper": 0.0}
+    )
+    drive(agent, goal_at([1.0, 0, 0, 0.3], [0, 1.0, 0, 0.3], budgets=(20, 20)), 8)
+    assert {record.subgoal for record in agent.history} == {0, 1}
+
+
 def test_two_steps_per_plan() -> None:
     agent = make_agent(horizon=3, config=AgentConfig(execute_steps=2))
     drive(agent, goal_at([3.0, 0.0, 0.0, 0.0]), 4)
