@@ -302,8 +302,10 @@ def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     found = measure(config)
     peak = found["peak"]["flop_per_second"] / 1e9
-    title = f"{config.width} x {config.depth}, {config.image_size} px, {config.dtype}, {config.samples} candidates; peak {peak:.0f} GFLOP/s"
-    table = Table("", "plain /s", "ours /s", "ratio", "plain used", "ours used", "flop", "difference", title=title)
+    shape = f"{config.width} x {config.depth}, {config.image_size} px, {config.dtype}"
+    title = f"{shape}, {config.samples} candidates; peak {peak:.0f} GFLOP/s"
+    heads = ("", "plain /s", "ours /s", "ratio", "plain used", "ours used", "flop", "difference")
+    table = Table(*heads, title=title)
     for name, row in found.items():
         if name != "peak":
             table.add_row(

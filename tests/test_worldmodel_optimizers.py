@@ -12,13 +12,12 @@ from torch import nn
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.metrics import Metrics
 from armworld.worldmodel.optimizers import Optimizers, make_optimizer
-from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
+from armworld.worldmodel.posttrain import posttrain
 from armworld.worldmodel.sizes import ACPredictorConfig
-from armworld.worldmodel.training import TrainingRun
 
 sys.path.insert(0, str(Path(__file__).parent))
 from datasets_helpers import write_dataset
-from worldmodel_runs import posttraining
+from worldmodel_runs import posttraining, stop_at
 
 RATE, DECAY = 1e-2, 0.04
 
@@ -123,21 +122,6 @@ def test_a_run_with_muon_resumes_exactly_and_logs_to_tensorboard(tmp_path):
     assert all(torch.equal(value, two[name]) for name, value in one.items())
     board = EventAccumulator(str(whole.out / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("loss")] == [0, 1, 2, 3]
-
-
-def stop_at(config: PosttrainConfig, step: int) -> None:
-    """Train and be interrupted after `step` steps, with the state saved."""
-    save = TrainingRun.save
-
-    def save_and_stop(run: TrainingRun) -> None:
-        save(run)
-        if run.budget.step == step:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingRun, "save", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            posttrain(config)
 
 
 def test_tensorboard_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch):

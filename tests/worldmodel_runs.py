@@ -8,6 +8,7 @@ from pathlib import Path
 
 from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
+from armworld.worldmodel.training import TrainingRun
 
 
 def pretraining(data: Path, out: Path, **changes) -> PretrainConfig:
@@ -54,6 +55,25 @@ def run_all(data: Path, out: Path, fsdp: bool = False) -> None:
     """Pretraining by the paper's objective, and post-training with all losses on."""
     pretrain(pretraining(data, out / "pretrain", fsdp=fsdp))
     posttrain(posttraining(data, out / "posttrain", state_loss=0.5, inverse_loss=0.5, fsdp=fsdp))
+
+
+def stop_at(config: PosttrainConfig, step: int) -> None:
+    """Post-train and be interrupted after `step` steps, with the state saved; `config` must save after every step."""
+    save = TrainingRun.save
+
+    def save_and_stop(run: TrainingRun) -> None:
+        save(run)
+        if run.budget.step == step:
+            raise KeyboardInterrupt
+
+    TrainingRun.save = save_and_stop
+    try:
+        posttrain(config)
+    except KeyboardInterrupt:
+        return
+    finally:
+        TrainingRun.save = save
+    raise AssertionError(f"training ended before step {step}")
 
 
 if __name__ == "__main__":
