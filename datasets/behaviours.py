@@ -5,6 +5,7 @@
 | `reach` | from target to target across the workspace: noise, speed, overshoot and dwell vary |
 | `play` | smooth and abrupt random deltas, from under a millimetre to the largest action |
 | `objects` | to objects, pushing through them, closing on them, lifting and dropping |
+| `handle` | grasp an object as the experts do, carry it about, let go, grasp again |
 | `expert`, `noisy_expert` | the task's scripted expert, bare or with noise on every action |
 | `recover` | the expert, thrown off course every few steps |
 """
@@ -21,6 +22,7 @@ from armworld.datasets.motions import (
     MAX_STEP,
     DisturbedAgent,
     PlayAgent,
+    ScriptAgent,
     Waypoint,
     WaypointAgent,
     log_uniform,
@@ -30,28 +32,51 @@ from armworld.types import Agent, check_name
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the behaviours among episodes (normalised), see the module's table."""
+    """Shares of the behaviours among episodes (normalised), see the module's table.
 
-    reach: float = 0.5
-    play: float = 0.5
-    objects: float = 0.0
-    expert: float = 0.0
-    noisy_expert: float = 0.0
-    recover: float = 0.0
+    Where none is given the task decides (`for_task`); otherwise those not given are 0.
+    """
+
+    reach: float | None = None
+    play: float | None = None
+    objects: float | None = None
+    expert: float | None = None
+    noisy_expert: float | None = None
+    recover: float | None = None
+    handle: float | None = None
 
     def __post_init__(self) -> None:
         shares = self.shares()
-        if min(shares.values()) < 0 or sum(shares.values()) <= 0:
+        if self.is_given() and (min(shares.values()) < 0 or sum(shares.values()) <= 0):
             raise ValueError(f"behaviour shares must be >= 0 and not all 0, got {shares}")
+
+    def is_given(self) -> bool:
+        """Whether any share is stated."""
+        return any(getattr(self, field.name) is not None for field in fields(self))
 
     def shares(self) -> dict[str, float]:
         """Behaviour name -> share, as given."""
-        return {field.name: float(getattr(self, field.name)) for field in fields(self)}
+        return {field.name: float(getattr(self, field.name) or 0) for field in fields(self)}
+
+    def for_task(self, task: str) -> Mix:
+        """These shares, or the default ones of a task (see `DEFAULTS`) where none is given; all are numbers."""
+        mix = self if self.is_given() else DEFAULTS.get(task, DEFAULTS["reach"])
+        return Mix(**mix.shares())
 
     def draw(self, rng: np.random.Generator) -> str:
         """One behaviour's name."""
         names, weights = zip(*self.shares().items(), strict=True)
         return str(rng.choice(names, p=np.asarray(weights) / sum(weights)))
+
+
+# With these, at least half of the frames of the tasks with an object show a finger on it, or it moving. Reach is about
+# the arm alone.
+DEFAULTS = {
+    "reach": Mix(reach=0.5, play=0.5),
+    "grasp": Mix(objects=0.1, expert=0.15, noisy_expert=0.3, recover=0.2, handle=0.25),
+    "reach_with_object": Mix(objects=0.1, expert=0.2, noisy_expert=0.4, recover=0.3),
+    "pick_place": Mix(expert=0.1, noisy_expert=0.15, recover=0.2, handle=0.55),
+}
 
 
 def workspace_box(env: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -140,6 +165,38 @@ def _object_waypoints(
             yield Waypoint(point(lifted, height + rng.uniform(0.0, 0.05)), 0.0, speed, dwell=1)
 
 
+def handle_agent(env: Any, rng: np.random.Generator) -> Agent:
+    """The scripted grasp, then carrying at changing speed, letting go, and again; 0.3 to 5 mm of noise."""
+    simulator = env.unwrapped.simulator
+    script = _handling(simulator, rng, *workspace_box(env))
+    return DisturbedAgent(rng, ScriptAgent(script), noise=log_uniform(rng, 3e-4, 0.005))
+
+
+def _handling(simulator: Any, rng: np.random.Generator, low: np.ndarray, high: np.ndarray) -> Iterator[np.ndarray]:
+    """Actions without end, each for the simulator's present state."""
+    from armworld.envs.scripts import action_towards, grasp_phases, play
+
+    def towards(position: np.ndarray, closedness: float, steps: int, speed: float) -> Iterator[np.ndarray]:
+        target = np.concatenate([np.clip(position, low, high), simulator.state[3:6], [closedness]])
+        for _ in range(steps):
+            action = action_towards(simulator.state, target)
+            yield np.concatenate([speed * action[:6], action[6:]])
+            if np.abs(target[:3] - simulator.state[:3]).max() < 0.01:
+                return
+
+    first = simulator.config.objects[0]  # the task's own; the others stand by
+    while True:
+        name = first if rng.random() < 0.8 else str(rng.choice(simulator.present))
+        for _, action in play(simulator, grasp_phases(simulator, name, lift=rng.uniform(0.02, 0.12))):
+            yield action
+        for _ in range(int(rng.integers(2, 6))):
+            place = simulator.state[:3] + rng.uniform(-0.15, 0.15, 3)
+            yield from towards(place, 1.0, 6, rng.uniform(0.3, 1.0))
+        lowered = simulator.state[:3] - np.array([0.0, 0.0, rng.uniform(0.0, simulator.underside(name) + 0.01)])
+        yield from towards(lowered, 1.0, 4, 1.0)
+        yield from towards(simulator.state[:3], 0.0, 2, 1.0)
+
+
 def expert_agent(env: Any, rng: np.random.Generator) -> Agent:
     """The task's scripted expert."""
     from armworld.envs.experts import make_expert
@@ -164,6 +221,7 @@ BEHAVIOURS: dict[str, Callable[[Any, np.random.Generator], Agent]] = {
     "expert": expert_agent,
     "noisy_expert": noisy_expert_agent,
     "recover": recover_agent,
+    "handle": handle_agent,
 }
 
 

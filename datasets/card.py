@@ -28,12 +28,18 @@ def start_card(root: Path, config: Mapping[str, Any]) -> None:
     path, config = root / "card.json", plain(config)
     if path.exists():
         before = read_json(path)["config"]
-        different = sorted(k for k in set(before) | set(config) if before.get(k) != config.get(k))
+        names = set(before) | set(config)
+        different = sorted(k for k in names if _stated(before.get(k)) != _stated(config.get(k)))
         if different:
             changes = "; ".join(f"{key}: {before.get(key)!r} there, {config.get(key)!r} asked for" for key in different)
             raise ValueError(f"{root} holds a collection with another configuration ({changes}); choose another folder")
         return
     write_json(path, {"version": CARD_VERSION, "licence": LICENCE, "commit": commit(), "config": config})
+
+
+def _stated(value: Any) -> Any:
+    """A mapping without its zeros: a share of 0 is the same as a behaviour that did not exist yet."""
+    return {name: share for name, share in value.items() if share != 0} if isinstance(value, dict) else value
 
 
 def finish_card(root: Path) -> dict[str, Any]:
@@ -55,12 +61,24 @@ def finish_card(root: Path) -> dict[str, Any]:
             "cameras": Counter(name for item in metadata for name in item["cameras"]),
         },
         "contact_share": round(sum(extra.get("contact_rows", 0) for extra in extras) / rows, 4),
+        "contact_shares": _contact_by_behaviour(metadata),
     }
     card = plain(card)
     write_json(root / "card.json", card)
     write_text(root / "README.md", _readme(card))
     write_text(root / "index.csv", index_text(folders))
     return card
+
+
+def _contact_by_behaviour(metadata: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Behaviour -> share of its frames with a finger on an object or an object moving."""
+    busy, rows = Counter(), Counter()
+    for item in metadata:
+        extra = item.get("simulation", {})
+        behaviour = extra.get("behaviour", "unknown")
+        busy[behaviour] += extra.get("contact_rows", 0)
+        rows[behaviour] += item["trajectory_length"]
+    return {behaviour: round(busy[behaviour] / rows[behaviour], 4) for behaviour in sorted(rows)}
 
 
 def index_text(folders: Iterable[Path]) -> str:
@@ -79,6 +97,7 @@ def index_text(folders: Iterable[Path]) -> str:
 def _readme(card: Mapping[str, Any]) -> str:
     counts, rates, config = card["counts"], card["rates"], card["config"]
     behaviours = ", ".join(f"{name} {count}" for name, count in sorted(counts["behaviours"].items()))
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in sorted(card["contact_shares"].items()))
     return f"""# Interaction data collected by armworld
 
 {counts["episodes"]} episodes, {counts["frames"]} frames per camera ({", ".join(sorted(counts["cameras"]))}), in
@@ -88,7 +107,7 @@ DROID's raw layout: `<lab>/success|failure/<date>/<time>/`. Row i of `trajectory
   {rates["video_header_fps"]:g} fps; one step is {rates["step_seconds"]:g} s.
 - States: panda_link8, m and rad (extrinsic xyz), base frame; closedness 0 open to 1 closed.
 - Behaviours: {behaviours}. A finger touches an object or an object moves in {100 * card["contact_share"]:.1f} %
-  of the frames. {counts["successes"]} episodes end solved.
+  of the frames ({shares}). {counts["successes"]} episodes end solved.
 - Seeds {card["seeds"][0]} to {card["seeds"][1]}, commit {card["commit"]}, task {config.get("task")}.
 - `simulation/` in each `trajectory.h5` restores the simulator, so images can be rendered again.
 - `index.csv` is the public V-JEPA 2 loader's index; `card.json` says all of this to programs.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class CollectConfig:
         cameras: Recorded cameras.
         image_size: Height and width of the frames, pixels.
         step_seconds: Time per action.
-        behaviours: Shares of the behaviours.
+        behaviours: Shares of the behaviours; by default the task's own (`behaviours.DEFAULTS`).
         ray: Address of a Ray cluster that shares the folder `out`, or `local` for one started here; none uses
             this machine's processes.
     """
@@ -100,6 +100,7 @@ def collect(config: CollectConfig) -> dict[str, Any]:
         DiskFull: No space left; finished episodes are kept.
     """
     out = Path(config.out)
+    config = replace(config, behaviours=config.behaviours.for_task(config.task))
     with exclusive(out):
         clear_partial(out)
         start_card(out, {key: value for key, value in asdict(config).items() if key not in FREE})

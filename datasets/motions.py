@@ -146,6 +146,20 @@ class PlayAgent:
         return bounded(action)
 
 
+class ScriptAgent:
+    """Plays a stream of actions [7] that reads the scene itself; it never ends."""
+
+    def __init__(self, script: Iterator[np.ndarray]) -> None:
+        self.script = script
+
+    def reset(self, goal: Goal) -> None:
+        """Nothing to do: the stream has its own aims."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """The next action [7]."""
+        return next(self.script)
+
+
 class DisturbedAgent:
     """Another agent's actions with noise on each and, every few steps, a burst of unrelated motion.
 
