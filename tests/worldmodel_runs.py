@@ -61,9 +61,9 @@ def stop_at(config: PosttrainConfig, step: int) -> None:
     """Post-train and be interrupted after `step` steps, with the state saved; `config` must save after every step."""
     save = TrainingRun.save
 
-    def save_and_stop(run: TrainingRun) -> None:
-        save(run)
-        if run.budget.step == step:
+    def save_and_stop(self: TrainingRun) -> None:
+        save(self)
+        if self.budget.step == step:
             raise KeyboardInterrupt
 
     TrainingRun.save = save_and_stop

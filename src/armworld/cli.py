@@ -44,6 +44,7 @@ VERBS = {
     ),
     "pixels": Verb("armworld.baselines.pixels_train", "PixelTrainConfig", "train", "train a world model of pixels"),
     "doctor": Verb("armworld.evaluation.doctor", "DoctorConfig", "doctor", "say what a world model can plan with"),
+    "probe": Verb("armworld.worldmodel.probe", "ProbeConfig", "probe", "classify videos from frozen features"),
     "landscape": Verb("armworld.evaluation.landscape", "LandscapeConfig", "landscape", "draw a model's energy"),
     "sweep": Verb("armworld.evaluation.sweep", "SweepConfig", "sweep", "study the camera's place or the horizon"),
     "report": Verb("armworld.evaluation.joining", "ReportConfig", "report", "join runs into one page"),

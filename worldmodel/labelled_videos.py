@@ -1,0 +1,135 @@
+"""Videos with a class each, split into training and test: our episodes, or folders laid out as Something-Something v2.
+
+Something-Something v2: `labels.json` (class template -> number), `train.json` and `validation.json` (lists of
+{"id", "template", ...}, whatever precedes these names), and one video per id somewhere below.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from armworld.types import check_name
+from armworld.worldmodel.clip_sources import VIDEO_SUFFIXES, ClipError, find_files
+
+EPISODE_TARGETS = ("behaviour", "object", "task", "lab", "success")
+
+
+@dataclass(frozen=True)
+class LabelledVideo:
+    """A video, its class, and on which side of the split it is."""
+
+    path: Path
+    label: str
+    test: bool
+
+
+def episode_videos(
+    data: Sequence[Path], target: str, camera: str, held_out: float, generator: np.random.Generator
+) -> list[LabelledVideo]:
+    """Recorded episodes, labelled by what their metadata say; each episode is on one side of the split only.
+
+    Args:
+        data: Dataset folders.
+        target: behaviour, object, task, lab or success.
+        camera: Whose video.
+        held_out: Share of each class's episodes kept for the test (at least one).
+        generator: Draws which.
+
+    Raises:
+        ValueError: An unknown target or camera, a metadata file without the label, or a class of one episode.
+    """
+    from armworld.datasets.clips import episode_folders
+    from armworld.datasets.trajectory import read_trajectory
+
+    check_name("probe target", target, EPISODE_TARGETS)
+    labelled: list[tuple[Path, str]] = []
+    for folder in episode_folders(list(data)):
+        trajectory = read_trajectory(folder)
+        check_name(f"camera of {folder}", camera, trajectory.videos)
+        labelled.append((trajectory.videos[camera], _episode_label(folder, trajectory.metadata, target)))
+    return _split(labelled, held_out, generator)
+
+
+def _episode_label(folder: Path, metadata: dict[str, Any], target: str) -> str:
+    simulation = metadata.get("simulation")
+    simulation = simulation if isinstance(simulation, dict) else {}
+    found = {
+        "behaviour": simulation.get("behaviour"),
+        "object": simulation.get("object"),
+        "task": metadata.get("current_task"),
+        "lab": metadata.get("lab"),
+        "success": metadata.get("success"),
+    }[target]
+    if found is None:
+        raise ValueError(f"{folder}: its metadata do not say the {target}; probe another target")
+    return str(found)
+
+
+def _split(
+    labelled: Sequence[tuple[Path, str]], held_out: float, generator: np.random.Generator
+) -> list[LabelledVideo]:
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out must lie strictly between 0 and 1, got {held_out}")
+    tested: set[int] = set()
+    for label in sorted({label for _, label in labelled}):
+        members = [index for index, (_, own) in enumerate(labelled) if own == label]
+        if len(members) < 2:
+            raise ValueError(f"class {label!r} has one video; training and test need one each")
+        count = min(max(1, round(held_out * len(members))), len(members) - 1)
+        tested.update(generator.permutation(members)[:count].tolist())
+    return [LabelledVideo(path, label, index in tested) for index, (path, label) in enumerate(labelled)]
+
+
+def something_videos(folder: Path) -> list[LabelledVideo]:
+    """Videos of a folder laid out as Something-Something v2, with its own split.
+
+    Raises:
+        ClipError: No videos there, or a listed one is missing.
+        ValueError: A missing or malformed list, or a template that labels.json does not name.
+    """
+    videos = {path.stem: path for path in find_files(folder, VIDEO_SUFFIXES, "videos")}
+    classes = _read(_one(folder, "labels.json"), dict)
+    found = []
+    for name, test in (("train.json", False), ("validation.json", True)):
+        path = _one(folder, name)
+        for entry in _read(path, list):
+            if not isinstance(entry, dict) or "id" not in entry or "template" not in entry:
+                raise ValueError(f'{path}: expected entries with "id" and "template", got {entry!r}')
+            label = str(entry["template"]).replace("[", "").replace("]", "")
+            if label not in classes:
+                raise ValueError(f"{path}: video {entry['id']} has the template {label!r}, which labels.json lacks")
+            if str(entry["id"]) not in videos:
+                raise ClipError(f"{path} lists video {entry['id']}, but no such video is below {folder}")
+            found.append(LabelledVideo(videos[str(entry["id"])], label, test))
+    return found
+
+
+def _one(folder: Path, name: str) -> Path:
+    """The one file below the folder whose name ends so."""
+    found = sorted(path for path in folder.rglob(f"*{name}") if path.is_file())
+    if len(found) != 1:
+        raise ValueError(f"{folder}: expected one file *{name}, found {[str(path) for path in found] or 'none'}")
+    return found[0]
+
+
+def _read(path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} holds no valid JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: expected a JSON {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def thin_out(videos: list[LabelledVideo], most: int | None, generator: np.random.Generator) -> list[LabelledVideo]:
+    """At most that many videos, drawn without replacement, in their order."""
+    if most is None or len(videos) <= most:
+        return videos
+    return [videos[i] for i in sorted(generator.permutation(len(videos))[:most])]
