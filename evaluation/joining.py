@@ -20,8 +20,9 @@ RECORDS = {
     "doctor.json": "doctor",
     "landscape.json": "landscape",
     "sweep.json": "sweep",
+    "preflight.json": "preflight",
 }
-PICTURES = ("summary.png", "suite.png", "doctor.png", "landscape.png", "sweep.png")
+PICTURES = ("summary.png", "suite.png", "doctor.png", "landscape.png", "sweep.png", "preflight.png")
 HEAD = ("run", "task", "object", "lab", "method", "model", "success", "Wilson 95 %", "cm: mean", "median", "s/action")
 
 
@@ -30,7 +31,7 @@ class ReportConfig:
     """Join the results of runs into one page.
 
     Attributes:
-        dirs: Folders written by plan, evaluate, doctor, landscape or sweep.
+        dirs: Folders written by plan, evaluate, doctor, landscape, sweep or preflight.
         out: Folder for index.html and report.json.
     """
 

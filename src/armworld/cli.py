@@ -47,6 +47,7 @@ VERBS = {
     "probe": Verb("armworld.worldmodel.probe", "ProbeConfig", "probe", "classify videos from frozen features"),
     "landscape": Verb("armworld.evaluation.landscape", "LandscapeConfig", "landscape", "draw a model's energy"),
     "sweep": Verb("armworld.evaluation.sweep", "SweepConfig", "sweep", "study the camera's place or the horizon"),
+    "preflight": Verb("armworld.evaluation.preflight", "PreflightConfig", "preflight", "say whether a camera will do"),
     "report": Verb("armworld.evaluation.joining", "ReportConfig", "report", "join runs into one page"),
     "goal": Verb("armworld.real.goal", "GoalConfig", "goal", "drive somewhere and keep what is seen as a goal"),
     "deploy": Verb("armworld.real.deploy", "DeployConfig", "deploy", "drive a real or simulated robot"),

@@ -1,0 +1,101 @@
+"""Preflight: jogs on a world with known axes, the verdict, and the page; the shipped model once, slowly."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from armworld.evaluation.files import read_json
+from armworld.evaluation.jogging import jog, judge, read_jogs
+from armworld.evaluation.picture import figure_png
+from armworld.evaluation.preflight import Live, PreflightConfig, preflight, preflight_figure
+from armworld.planners.turning import turn_actions
+from armworld.pose import apply_action
+from armworld.types import Observation
+from armworld.worldmodel.model import Rollout
+
+
+class Arm:
+    """A flange that goes where it is told; its picture is its position."""
+
+    def __init__(self) -> None:
+        self.state = np.array([0.5, 0.1, 0.3, np.pi, 0, 0, 0.0])
+
+    def look(self) -> Observation:
+        return {"state": self.state.astype(np.float32), "left": self.state[:3].astype(np.float32)}
+
+    def move(self, action: np.ndarray) -> Observation:
+        self.state = apply_action(self.state, np.asarray(action, np.float64))
+        return self.look()
+
+
+class TurnedPoint:
+    """Features [1, 3] are the position; imagines Rz(turn) of every action."""
+
+    step_seconds, camera = 0.25, "left"
+
+    def __init__(self, turn_deg: float) -> None:
+        self.turn = np.radians(turn_deg)
+
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
+        return torch.as_tensor(images, dtype=torch.float32)[:, :, None]
+
+    def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+        moved = turn_actions(actions, self.turn)[..., :3].cumsum(2)
+        return Rollout(z=z[:, -1:, None] + moved[..., None, :], state=apply_action(state[:, -1:, None], actions))
+
+
+def findings(turn_deg: float) -> dict[str, Any]:
+    arm = Arm()
+    return read_jogs(TurnedPoint(turn_deg), jog(arm.look, arm.move, "left"))
+
+
+def test_jogs_go_out_and_back_along_every_axis() -> None:
+    arm = Arm()
+    seen = jog(arm.look, arm.move, "left")
+    assert seen.states.shape == (13, 7) and seen.frames.shape == (13, 3)
+    np.testing.assert_allclose(seen.states[::2, :3], np.tile(seen.states[0, :3], (7, 1)), atol=1e-6)
+    out = seen.states[1::2, :3] - seen.states[0, :3]
+    expected = 0.05 * np.repeat(np.eye(3), 2, 0) * np.tile([[1], [-1]], (3, 1))
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("turn", "mark"), [(0.0, "good"), (4.0, "good"), (-60.0, "bad")])
+def test_the_verdict_follows_the_known_turn(turn: float, mark: str) -> None:
+    found = findings(turn)
+    assert found["turn"]["yaw_deg"] == pytest.approx(turn, abs=0.5)
+    assert found["axes"]["yaw_deg"] == pytest.approx(-turn, abs=3)
+    assert found["axes"]["gain"] == pytest.approx(1, abs=0.1)
+    marks = judge(found)
+    assert marks[0][0] == mark and f"{found['turn']['yaw_deg']:+.1f}°" in marks[1][1]
+
+
+def test_a_yaw_that_means_nothing_is_bad() -> None:
+    found = findings(0.0)
+    found["turn"] |= {"contrast": 0.02}
+    assert judge(found)[0][0] == "bad"
+
+
+def test_the_picture_is_drawn_with_and_without_a_known_camera() -> None:
+    found, frame = findings(10.0), np.zeros((32, 32, 3), np.uint8)
+    for arrows in (None, np.array([[10, 10], [20, 10], [10, 20], [5, 5.0]])):
+        assert figure_png(preflight_figure(found, Live(frame, arrows), frame), dpi=40)[:4] == b"\x89PNG"
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one camera"):
+        preflight(PreflightConfig(azimuth="-30,30", out=tmp_path), Console(quiet=True))
+    with pytest.raises(ValueError, match=r"nowhere\.png"):
+        PreflightConfig(reference=tmp_path / "nowhere.png")
+
+
+@pytest.mark.slow
+def test_the_shipped_model_passes_in_its_own_view(tmp_path: Path) -> None:
+    assert preflight(PreflightConfig(out=tmp_path), Console(quiet=True)) == 0
+    record = read_json(tmp_path / "preflight.json")
+    assert record["mark"] != "bad" and abs(record["findings"]["turn"]["yaw_deg"]) < 10
+    assert "Verdict" in (tmp_path / "index.html").read_text()
