@@ -21,7 +21,11 @@ def horizon_figure(
     figure = Figure(figsize=(13.6 if plans else 11.0, 3.9), layout="constrained")
     panels = figure.subplots(1, 3 if plans else 2)
     time = step_seconds * np.arange(1, len(ahead["l1"]) + 1)
-    lines = (("l1", "imagined", METHODS[0], 2.4), ("copy_l1", "first frame kept", MUTED, 1.6))
+    lines = (
+        ("l1", "imagined", METHODS[0], 2.4),
+        ("stepwise_l1", "imagined step by step", METHODS[2], 2.0),
+        ("copy_l1", "first frame kept", MUTED, 1.6),
+    )
     _curves(
         panels[0],
         "Features: mean |ẑ − z|",
@@ -30,6 +34,7 @@ def horizon_figure(
     )
     hand = (
         ("position_error_m", "imagined", METHODS[0], 2.4),
+        ("stepwise_position_error_m", "imagined step by step", METHODS[2], 2.0),
         ("moved_m", "guessing it stays", MUTED, 1.6),
         ("probe_error_m", "the probe on true frames", METHODS[3], 1.6),
     )

@@ -118,8 +118,8 @@ def judge(findings: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "bad" if deaf else "good" if turn["contrast"] > 0.4 else "weak",
-            f"Response {turn['contrast']:.2f}: how much better the right direction explains what happened than the "
-            "average one (trained views are above 0.4; near 0 the yaw says nothing).",
+            f"Response {turn['contrast']:.2f}: what the right direction explains better than the average one (above "
+            "0.4 in trained views; near 0 the yaw says nothing).",
         ),
         (
             "bad" if lost else "good",

@@ -9,7 +9,15 @@ from rich.console import Console
 from torch import Tensor
 
 from armworld.evaluation.files import read_json
-from armworld.evaluation.horizon import HorizonSweep, horizon_sweep, imagine_far, look_ahead, useful_seconds, verdict
+from armworld.evaluation.horizon import (
+    HorizonSweep,
+    horizon_sweep,
+    imagine_far,
+    look_ahead,
+    most_steps,
+    useful_seconds,
+    verdict,
+)
 from armworld.evaluation.samples import Travel
 from armworld.pose import apply_action
 from armworld.worldmodel.model import Rollout
@@ -45,7 +53,8 @@ def journeys(episodes: int = 8, steps: int = 7) -> Travel:
 
 def test_long_rollouts_go_on_in_pieces() -> None:
     walked, model = journeys(), Drifting(0.0)
-    imagined = imagine_far(model, walked.z[:, 0], walked.states[:, 0], walked.actions)
+    assert most_steps(model) == 3
+    imagined = imagine_far(model, walked.z[:, 0], walked.states[:, 0], walked.actions, 3)
     assert model.calls == [3, 3, 1]
     torch.testing.assert_close(imagined, walked.z[:, 1:], atol=1e-5, rtol=0)
 
@@ -54,6 +63,7 @@ def test_a_known_drift_is_measured() -> None:
     ahead = look_ahead(Drifting(0.01), journeys(), np.random.default_rng(1))
     np.testing.assert_allclose(ahead["l1"], 0.01 * np.arange(1, 8) / 3, atol=1e-5)
     np.testing.assert_allclose(ahead["position_error_m"], 0.01 * np.arange(1, 8), atol=2e-3)
+    np.testing.assert_allclose(ahead["stepwise_l1"], ahead["l1"], atol=1e-5)
     assert ahead["probe_error_m"].max() < 2e-3 and ahead["imagined_episodes"] == 2
     told = verdict(ahead, {}, 0.25)
     assert "within 5 cm of where it really goes for 1 s" in told[1] or "for 1.25 s" in told[1]
