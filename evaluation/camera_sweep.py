@@ -21,7 +21,7 @@ from armworld.evaluation.records import parse_seeds, score, summary
 from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
 from armworld.evaluation.statistics import mcnemar_exact
 from armworld.evaluation.views import View, Views, make_views, varying_axes
-from armworld.jobs import run_jobs
+from armworld.jobs import run_with_progress as run_jobs_with_progress
 from armworld.sim_assets.catalog import LABS
 from armworld.types import check_name
 
@@ -105,8 +105,8 @@ def camera_sweep(config: CameraSweep, console: Console | None = None) -> dict[st
     stations = [make_station(config, view) for view in views]
     seeds = config.episode_seeds
     console.print(estimate(config, stations, seeds), soft_wrap=True, highlight=False)
-    turns = look_through(stations, config.workers)
-    runs = run_with_progress([station.cell for station in stations], seeds, config.workers)
+    turns = look_through(stations, config.workers, config.ray)
+    runs = run_with_progress([station.cell for station in stations], seeds, config.workers, config.ray)
     corrected = run_corrected(config, stations, turns, seeds) if config.correct else {}
     rows = [
         camera_record(station.view, run, turn, corrected.get(station.view.name))
@@ -131,11 +131,11 @@ def make_station(config: CameraSweep, view: View) -> Station:
     return Station(view, cell, Look(cell, config.moves, LOOK_SEED, folder))
 
 
-def look_through(stations: Sequence[Station], workers: int) -> list[dict[str, Any] | None]:
+def look_through(stations: Sequence[Station], workers: int, ray: str | None = None) -> list[dict[str, Any] | None]:
     """The turn of the axes at every camera, None where no model imagines anything; stored ones are not redone."""
     jobs = [station.look for station in stations if station.look.stored() is None]
-    for job, _ in run_jobs(look, jobs, min(workers, max(1, len(jobs)))):
-        assert job.out.exists(), "a look writes its own record"
+    if jobs:
+        run_jobs_with_progress(look, jobs, workers, "cameras", len(stations), ray)
     return [(station.look.stored() or {})["turn"] for station in stations]
 
 
@@ -150,7 +150,7 @@ def run_corrected(
         )
         for s, turn in turned
     ]
-    runs = run_with_progress(cells, seeds, config.workers)
+    runs = run_with_progress(cells, seeds, config.workers, config.ray)
     return {s.view.name: run for (s, _), run in zip(turned, runs, strict=True)}
 
 

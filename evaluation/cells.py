@@ -179,6 +179,7 @@ def run_cells(
     seeds: Sequence[int],
     workers: int = 1,
     progress: Callable[[Cell, EpisodeResult], None] | None = None,
+    ray: str | None = None,
 ) -> list[list[EpisodeResult]]:
     """Every cell on every seed; what is stored already is not run again.
 
@@ -187,6 +188,7 @@ def run_cells(
         seeds: Shared by all cells, so that methods can be compared pairwise.
         workers: Processes, one thread each; 1 runs in this process.
         progress: Called in this process for every episode, stored ones included.
+        ray: Address of a Ray cluster that shares the cells' folders, or `local`; None uses this machine's processes.
 
     Returns:
         Results, one list per cell, in the order of `seeds`.
@@ -215,8 +217,10 @@ def run_cells(
             else:
                 finish(index, stored)
     if jobs:
-        run = _run_here if workers == 1 else _run_in_processes
-        run(cells, jobs, workers, finish)
+        if workers == 1 and ray is None:
+            _run_here(cells, jobs, finish)
+        else:
+            _run_elsewhere(cells, jobs, workers, finish, ray)
     return [[done[index, seed] for seed in seeds] for index in range(len(cells))]
 
 
@@ -246,7 +250,7 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run_here(cells: Sequence[Cell], jobs: list[tuple[int, int]], workers: int, finish: Finish) -> None:
+def _run_here(cells: Sequence[Cell], jobs: list[tuple[int, int]], finish: Finish) -> None:
     worker = Worker()
     with single_thread():
         try:
@@ -266,8 +270,17 @@ def _run_job(job: tuple[int, Cell, int]) -> EpisodeResult:
     return _worker.run(job[1], job[2])
 
 
-def _run_in_processes(cells: Sequence[Cell], jobs: list[tuple[int, int]], workers: int, finish: Finish) -> None:
+def _run_elsewhere(
+    cells: Sequence[Cell], jobs: list[tuple[int, int]], workers: int, finish: Finish, ray: str | None
+) -> None:
     tasks = [(index, cells[index], seed) for index, seed in jobs]
-    with contextlib.closing(run_jobs(_run_job, tasks, workers, drop_running=True)) as finished:
-        for (index, _, _), result in finished:
+    if ray is None:
+        results = run_jobs(_run_job, tasks, workers, drop_running=True)
+    else:
+        from armworld.datasets.ray_jobs import run_ray_jobs
+
+        results = run_ray_jobs(_run_job, tasks, workers, ray)
+    with contextlib.ExitStack() as stack:
+        stack.callback(getattr(results, "close", lambda: None))  # an interrupt ends the workers at once
+        for (index, _, _), result in results:
             finish(index, result)

@@ -193,7 +193,7 @@ def plan_ahead(config: HorizonSweep) -> dict[int, list[EpisodeResult]]:
     ]
     if not cells:
         return {}
-    runs = run_with_progress(cells, range(config.seed, config.seed + config.episodes), config.workers)
+    runs = run_with_progress(cells, range(config.seed, config.seed + config.episodes), config.workers, config.ray)
     return dict(zip(config.planned, runs, strict=True))
 
 

@@ -91,7 +91,7 @@ def plan(config: PlanConfig, console: Console | None = None) -> dict[str, Any]:
     config = resolve(config, config.methods)
     seeds = config.episode_seeds
     cells = plan_cells(config, seeds)
-    runs = run_with_progress(cells, seeds, config.workers)
+    runs = run_with_progress(cells, seeds, config.workers, config.ray)
     results = {cell.agent: run for cell, run in zip(cells, runs, strict=True)}
     console.print(results_table(results, f"{config.task} · {config.object} · {config.lab} · {len(seeds)} seeds"))
     record = plan_record(config, results)

@@ -29,6 +29,7 @@ class Setup:
         models: Other checkpoints for some agents: AGENT=PATH, separated by commas.
         out: Folder for results and pages. Finished episodes in it are kept and not run again.
         workers: Processes, one thread each.
+        ray: Address of a Ray cluster whose nodes share `out`, or `local`; none uses this machine's processes.
         level: Variation between episodes: none, jitter or full.
         camera: Camera that the agents see; by default the model's.
         image_size: Height and width of the images (pixels); by default the model's, or 128.
@@ -41,6 +42,7 @@ class Setup:
     models: str = ""
     out: Path = Path("runs/plan")
     workers: int = 1
+    ray: str | None = None
     level: str = "none"
     camera: str | None = None
     image_size: int | None = None
@@ -147,7 +149,9 @@ def make_cell(
     )
 
 
-def run_with_progress(cells: Sequence[Cell], seeds: Sequence[int], workers: int) -> list[list[EpisodeResult]]:
+def run_with_progress(
+    cells: Sequence[Cell], seeds: Sequence[int], workers: int, ray: str | None = None
+) -> list[list[EpisodeResult]]:
     """`run_cells` with a progress bar on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -156,4 +160,4 @@ def run_with_progress(cells: Sequence[Cell], seeds: Sequence[int], workers: int)
         def told(cell: Cell, result: EpisodeResult) -> None:
             progress.update(bar, advance=1, description=f"{cell.agent} {result.seed}: {result.reason.split(':')[0]}")
 
-        return run_cells(cells, seeds, workers, told)
+        return run_cells(cells, seeds, workers, told, ray)

@@ -144,7 +144,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
         make_cell(config, config, place, agent, config.out.joinpath("cells", *place, agent), filmed)
         for place, agent in slots
     ]
-    runs = run_with_progress(cells, seeds, config.workers)
+    runs = run_with_progress(cells, seeds, config.workers, config.ray)
     rows = [Row(place, cell, run) for (place, _), cell, run in zip(slots, cells, runs, strict=True)]
     record = suite_record(config, rows)
     write_suite(config, record, rows)

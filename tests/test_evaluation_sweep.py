@@ -164,3 +164,17 @@ def test_pictures_of_every_kind_are_drawn() -> None:
 
 def test_times_are_told_in_people_s_units() -> None:
     assert (told_seconds(40), told_seconds(600), told_seconds(7200)) == ("40 s", "10 min", "2.0 h")
+
+
+def test_a_sweep_over_ray_runs_the_same_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def local(function: Any, jobs: list[Any], workers: int, address: str) -> Any:
+        asked.append((len(jobs), workers, address))
+        for job in jobs:
+            yield job, function(job)
+
+    monkeypatch.setattr("armworld.datasets.ray_jobs.run_ray_jobs", local)
+    record, _ = run(tmp_path / "ray", ray="auto")
+    assert asked == [(3, 1, "auto"), (6, 1, "auto")]
+    assert [view["success_rate"] for view in record["views"]] == [1.0, 1.0, 1.0]
