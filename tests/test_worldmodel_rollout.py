@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -179,6 +180,25 @@ def test_the_published_pair_has_the_published_shape() -> None:
         encoder, predictor = Encoder(encoder_config("g")), ACPredictor(ACPredictorConfig(features=1408))
     assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(1.01e9, rel=0.01)
     assert sum(p.numel() for p in predictor.parameters()) == pytest.approx(3.05e8, rel=0.02)  # "300M" in the paper
+
+
+def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler on a CPU; install g\+\+"):
+        VJEPA2AC(Encoder(encoder_config("debug")), ACPredictor(CONFIG), USAGE, compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+def test_compiled_rollouts_equal_plain_ones() -> None:
+    plain, compiled = make(residual=True), make(residual=True)
+    compiled.compile = True
+    for horizon, samples in ((1, 5), (3, 7)):
+        z, state, actions = inputs(2, horizon, samples)
+        wanted, found = plain.rollout(z, state, actions), compiled.rollout(z, state, actions)
+        torch.testing.assert_close(found.z, wanted.z, atol=5 * TOLERANCE, rtol=0)
+        assert torch.equal(found.state, wanted.state)
 
 
 @pytest.mark.slow

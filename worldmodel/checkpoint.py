@@ -183,6 +183,7 @@ def load_world_model(
     device: str | torch.device = "cpu",
     step_seconds: float | None = None,
     memory_mb: float = 1024.0,
+    compile: bool = False,
 ) -> VJEPA2AC:
     """A world model, frozen, by path or by the name of shipped weights.
 
@@ -190,6 +191,7 @@ def load_world_model(
         dtype: Precision of the predictor: float32 or bfloat16.
         step_seconds: Step that the caller will take (s); a checkpoint of another step is refused.
         memory_mb: Bound on the activations of one pass (MiB).
+        compile: Run rollouts through torch.compile; worth it for long sessions.
     """
     loaded = load_checkpoint(name_or_path)
     if loaded.predictor is None or loaded.config is None:
@@ -197,7 +199,7 @@ def load_world_model(
     check_step(loaded.config.step_seconds, step_seconds, name_or_path)
     encoder = loaded.encoder.requires_grad_(False).to(device)
     predictor = loaded.predictor.requires_grad_(False).to(device)
-    return VJEPA2AC(encoder, predictor, loaded.config, dtype=dtype, memory_mb=memory_mb)
+    return VJEPA2AC(encoder, predictor, loaded.config, dtype=dtype, memory_mb=memory_mb, compile=compile)
 
 
 def check_step(found: float, wanted: float | None, source: str | Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from armworld.types import check_name
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.encoder import Encoder
-from armworld.worldmodel.rollout import imagine
+from armworld.worldmodel.rollout import check_compiler, imagine
 from armworld.worldmodel.sizes import check_image_size
 
 CPU_TOKENS = 1152  # per pass: at small widths activations stay in the second-level cache (measured: 64 x 18 is best)
@@ -79,6 +79,7 @@ class VJEPA2AC:
     Attributes:
         memory_mb: Bound on the activations of one pass through the predictor (MiB, estimate); candidates beyond it
             go in several passes.
+        compile: Rollouts run through torch.compile: 7 % quicker on one CPU core, after a minute of compiling.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class VJEPA2AC:
         config: WorldModelConfig,
         dtype: str = "float32",
         memory_mb: float = 1024.0,
+        compile: bool = False,
     ) -> None:
         """Put both modules in evaluation mode; the predictor is converted to `dtype` ("float32", "bfloat16") in place.
 
@@ -103,13 +105,15 @@ class VJEPA2AC:
                 f"predictor.extrinsics is {predictor.config.extrinsics}, so config.extrinsics must "
                 f"{'hold the camera pose' if predictor.config.extrinsics else 'be None'}, got {config.extrinsics}"
             )
-        self.config, self.memory_mb = config, memory_mb
+        self.config, self.memory_mb, self.compile = config, memory_mb, compile
         self.encoder = encoder.eval()
         self.predictor = predictor.to(DTYPES[check_name("dtype", dtype, DTYPES)]).eval()
         self.step_seconds = config.step_seconds
         self.image_size = config.image_size
         self.camera = config.camera
         self.grid = check_image_size(config.image_size)
+        if compile:
+            check_compiler(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +138,7 @@ class VJEPA2AC:
         camera = None if extrinsics is None else state.new_tensor(extrinsics).expand(len(state), -1)
         chunk = self._chunk(z, actions)
         with torch.set_grad_enabled(torch.is_grad_enabled() and actions.requires_grad):
-            return Rollout(*imagine(self.predictor, z, state, actions, camera, self.grid, chunk))
+            return Rollout(*imagine(self.predictor, z, state, actions, camera, self.grid, chunk, self.compile))
 
     def _chunk(self, z: Tensor, actions: Tensor) -> int:
         """Candidates per episode whose activations fit `memory_mb` and, on a CPU, stay near its caches."""

@@ -16,6 +16,10 @@ What is not repeated, all of it exact but for rounding:
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -50,9 +54,14 @@ class Layer(NamedTuple):
 
 
 class Predictor:
-    """A predictor prepared for rollouts of given features' grid and number of steps."""
+    """A predictor prepared for rollouts of given features' grid and number of steps.
 
-    def __init__(self, predictor: ACPredictor, grid: tuple[int, int], steps: int) -> None:
+    Attributes:
+        run_layers: `_run_layers`, or the same compiled.
+    """
+
+    def __init__(self, predictor: ACPredictor, grid: tuple[int, int], steps: int, compiled: bool = False) -> None:
+        self.run_layers = _compiled_layers() if compiled else _run_layers
         config = predictor.config
         if steps > config.max_steps:
             raise ValueError(f"context and horizon need {steps} steps; this predictor was built for {config.max_steps}")
@@ -90,15 +99,17 @@ def imagine(
     extrinsics_BE: Tensor | None = None,
     grid: tuple[int, int] | None = None,
     chunk: int | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Layer-normed features [B, S, H, N, D] in the predictor's precision and states [B, S, H, 7] after each action.
 
     Past actions are recovered from consecutive context states; imagined states follow `pose.apply_action`.
-    At most `chunk` candidates per episode go through the predictor together.
+    At most `chunk` candidates per episode go through the predictor together. With `compiled`, torch.compile fuses the
+    layers' smaller operations; the first calls of each shape then take a minute.
     """
     grid = predictor.check_features(z_BTND, grid)
     steps, horizon = z_BTND.shape[1], actions_BSHA.shape[2]
-    prepared = Predictor(predictor, grid, steps + horizon - 1)
+    prepared = Predictor(predictor, grid, steps + horizon - 1, compiled)
     z = merge_patches(z_BTND.to(prepared.device, prepared.dtype), grid, predictor.config.merge)
     context = _context(prepared, z, state_BTA, extrinsics_BE)
     shared = _SharedStep(prepared, z[:, -1], state_BTA[:, -1], extrinsics_BE, context, steps - 1)
@@ -120,7 +131,7 @@ def _imagine_chunk(shared: _SharedStep, actions_BSHA: Tensor, states_BSHA: Tenso
     for h in range(1, horizon):
         conditioning = prepared.conditioning(actions_BSHA[:, :, h], states_BSHA[:, :, h], extrinsics)
         tokens = torch.cat([conditioning, prepared.module.predictor_embed(z[-1])], 2).flatten(0, 1)
-        x, cache = _run_layers(prepared, tokens, prepared.tables(shared.step + h), cache, keep=h < horizon - 1)
+        x, cache = prepared.run_layers(prepared, tokens, prepared.tables(shared.step + h), cache, keep=h < horizon - 1)
         z.append(prepared.read_out(x.unflatten(0, (batch, samples)), z[-1]))
     return z[0].unsqueeze(2) if horizon == 1 else torch.stack(z, 2)
 
@@ -173,7 +184,7 @@ class _SharedStep:
         action = prepared.module.embed_actions(action_BSA)  # [B, S, P]
         x, grown = self._first_layer(action, keep)
         context = [None if pair is None else _repeat_pair(pair, samples) for pair in self.context[1:]]
-        x, rest = _run_layers(prepared, x, prepared.tables(self.step), context, keep, first=1)
+        x, rest = prepared.run_layers(prepared, x, prepared.tables(self.step), context, keep, first=1)
         return x, [grown, *rest]
 
     def _first_layer(self, action_BSP: Tensor, keep: bool) -> tuple[Tensor, KeysValues | None]:
@@ -226,6 +237,18 @@ def _run_layers(
             q, x = q[:, :, prepared.module.conditioning :], x[:, prepared.module.conditioning :]
         x = layer.finish(x, attend(q, k, v))
     return x, grown
+
+
+@lru_cache(maxsize=1)
+def _compiled_layers() -> Callable[..., tuple[Tensor, list[KeysValues | None]]]:
+    return torch.compile(_run_layers)
+
+
+def check_compiler(device: torch.device) -> None:
+    """A ValueError where torch.compile would look for a C++ compiler in vain."""
+    compilers = [os.environ.get("CXX", "g++"), "g++", "clang++"]
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        raise ValueError("compile needs a C++ compiler on a CPU; install g++, or leave it out")
 
 
 def _states(state_BA: Tensor, actions_BSHA: Tensor) -> Tensor:
