@@ -171,9 +171,9 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device, config.fsdp)
+    denoiser = _build(config).to(device)
     if source is None:
         source = processes.in_turn(lambda: _open(config))
-    denoiser = _build(config).to(device)
     denoiser.teacher.to(device)
     processes.shard(denoiser.teacher)
     model = processes.wrap(denoiser, denoiser.student, denoiser.predictor)
