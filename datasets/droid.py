@@ -8,6 +8,7 @@ V-JEPA 2 loader takes every ceil(header fps / 4)-th frame, so the header states 
 
 from __future__ import annotations
 
+import io
 import json
 import zlib
 from collections.abc import Mapping
@@ -115,8 +116,11 @@ def write_episode(root: Path, episode: Episode, crf: int = CRF) -> Path:
         for name, frames in episode.frames.items():
             path = partial / "recordings" / "MP4" / f"{camera_serial(name)}.mp4"
             write_video(path, frames, 1 / episode.step_seconds, crf)
-        with h5py.File(partial / "trajectory.h5", "w") as file:
+        # In memory first: HDF5 crashes the process when it closes a file on a full disk.
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
             _write_trajectory(file, episode, roles)
+        (partial / "trajectory.h5").write_bytes(content.getbuffer())
         metadata = _metadata(episode, roles, folder.relative_to(root / episode.lab))
         text = json.dumps(plain(metadata), indent=1, allow_nan=False) + "\n"
         (partial / f"metadata_{metadata['uuid']}.json").write_text(text)

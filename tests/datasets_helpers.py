@@ -134,7 +134,7 @@ def kill_at_random(
         here, there = context.Pipe()
         process = context.Process(target=_announced, args=(there, work, arguments))
         process.start()
-        assert here.poll(60) and here.recv() == "ready"
+        assert here.poll(300) and here.recv() == "ready"
         time.sleep(rng.uniform(0, seconds))
         process.kill()
         process.join(60)
