@@ -130,7 +130,7 @@ class FeatureStem(nn.Module):
 
     def forward(self, frames: Tensor, goals: Tensor) -> Tensor:
         """[B, N, D] each -> [B, N, P]."""
-        return self.proj(torch.cat([frames, goals], -1).float())
+        return self.proj(torch.cat([frames.float(), goals.float()], -1))
 
 
 class MaskedBlock(nn.Module):

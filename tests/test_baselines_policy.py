@@ -13,6 +13,7 @@ from armworld.baselines.demonstrations import Demonstrations, Relabelling, measu
 from armworld.baselines.diffusion import DiffusionHead, cosine_betas
 from armworld.baselines.policy import (
     Batch,
+    FeatureStem,
     Policy,
     PolicyConfig,
     StandardConv,
@@ -198,3 +199,12 @@ def test_overfits_one_episode_to_the_diffusion_floor():
     drawn = policy.act(batch, generator)[:, 0]
     error = policy.normalise(drawn) - policy.normalise(batch.actions[:, -1, 0])
     assert float(error.abs().median()) < 0.15
+
+
+def test_half_precision_features_under_autocast() -> None:
+    """A feature cache stores 16 bits; training runs under bfloat16 autocast, which refuses to mix the two."""
+    stem = FeatureStem(features=6, width=8)
+    frames = torch.randn(2, 5, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = stem(frames.half(), frames.half())
+    torch.testing.assert_close(half.float(), stem(frames, frames), atol=0.05, rtol=0.05)
