@@ -129,3 +129,25 @@ def test_an_environment_is_made_with_a_camera_elsewhere() -> None:
 def test_a_wrong_placement_is_named(placements: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         ArmEnv(image_size=32, placements=placements)
+
+
+def frame_digest(backend: str) -> str:
+    """Of the first frame of an episode, drawn with a backend in a process of its own."""
+    code = (
+        "import hashlib, gymnasium, armworld.envs\n"
+        "env = gymnasium.make('armworld/Reach-v0', image_size=64)\n"
+        "print(hashlib.md5(env.reset(seed=0)[0]['left'].tobytes()).hexdigest())\n"
+        "env.close()\n"
+    )
+    clean = {key: value for key, value in os.environ.items() if key != "PYOPENGL_PLATFORM"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=clean | {"MUJOCO_GL": backend}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_osmesa_draws_the_same_bytes_as_egl() -> None:
+    for backend in ("egl", "osmesa"):
+        if reason := rendering._probe(backend):
+            pytest.skip(f"{backend} does not work here: {reason}")
+    assert frame_digest("osmesa") == frame_digest("egl")

@@ -1,5 +1,8 @@
 """Every id conforms to Gymnasium, is deterministic under a seed, and says clearly what is wrong with bad input."""
 
+import itertools
+from importlib.util import find_spec
+
 import gymnasium
 import numpy as np
 import pytest
@@ -8,8 +11,11 @@ from gymnasium.utils.env_checker import check_env
 import armworld.envs
 from armworld.envs.agents import HoldAgent, RandomAgent
 from armworld.envs.base import ArmEnv
+from armworld.envs.cameras import CAMERAS
 from armworld.envs.controller import ACTION_BOUND
 from armworld.envs.experts import make_expert
+from armworld.envs.randomization import LEVELS
+from armworld.sim_assets import catalog
 from armworld.types import Goal
 
 IDS = sorted(armworld.envs.IDS)
@@ -26,19 +32,31 @@ def bare(**options) -> ArmEnv:
     return env
 
 
-@pytest.mark.parametrize("env_id", IDS)
+PRODUCT = list(itertools.product(IDS, CAMERAS, catalog.ROBOTS, LEVELS))
+COVERING = [  # every id, camera, robot and level, and every pair of camera and robot
+    (IDS[i % 4], tuple(CAMERAS)[i % 3], tuple(catalog.ROBOTS)[i % 2], tuple(LEVELS)[(i + i // 3) % 3]) for i in range(6)
+]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "camera", "robot", "level"),
+    [*COVERING, *(pytest.param(*case, marks=pytest.mark.slow) for case in PRODUCT if case not in COVERING)],
+)
 @pytest.mark.filterwarnings("ignore:.*not within the observation space.*:UserWarning")
-def test_gymnasium_checker(env_id: str) -> None:
-    env = make(env_id)
+def test_checkers(env_id: str, camera: str, robot: str, level: str) -> None:
+    env = make(env_id, cameras=(camera,), robot=robot, level=level)
     check_env(env.unwrapped)
+    if find_spec("stable_baselines3"):
+        from stable_baselines3.common import env_checker
+
+        env_checker.check_env(env.unwrapped, warn=False)
     env.close()
 
 
-def test_stable_baselines3_checker() -> None:
-    checker = pytest.importorskip("stable_baselines3.common.env_checker")
-    env = make(image_size=64)
-    checker.check_env(env.unwrapped)
-    env.close()
+def test_the_covering_cases_cover() -> None:
+    for column, names in enumerate((IDS, CAMERAS, catalog.ROBOTS, LEVELS)):
+        assert {case[column] for case in COVERING} == set(names)
+    assert len({case[1:3] for case in COVERING}) == len(CAMERAS) * len(catalog.ROBOTS)
 
 
 def rollout(env: gymnasium.Env, seed: int, steps: int = 4) -> list[bytes]:
