@@ -1,7 +1,8 @@
 """Devices without hardware or simulator, with faults to switch on: for tests and for trying out a setup.
 
 `FakeArm` goes where it is told at once, `FakeGripper` too, `FakeCamera` shows noise. `PtyRobotiq` answers Modbus
-RTU on a pseudo-terminal, so that the real Robotiq driver can be connected to it.
+RTU on a pseudo-terminal, so that the real Robotiq driver can be connected to it. `FaultyCamera` and `StuckGripper` put
+faults before any other device.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from armworld.real.protocols import (
     ARM_FEATURES,
     GRIPPER_FEATURES,
     ArmReading,
+    Camera,
     Context,
     DeviceLost,
     Feature,
     Frame,
+    Gripper,
     GripperReading,
     Reflex,
     camera_features,
@@ -153,6 +156,78 @@ class FakeCamera(_Fake):
             number = old.id
         self._frame = Frame(image, number, now)
         return self._frame
+
+
+class FaultyCamera(Context):
+    """Another camera, with a fault to switch on: those of `FakeCamera`. Connecting again clears it."""
+
+    def __init__(self, camera: Camera) -> None:
+        self.camera = camera
+        self.fault: str | None = None
+        self._old: Frame | None = None
+
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        return self.camera.features
+
+    @property
+    def connected(self) -> bool:
+        return self.camera.connected
+
+    def connect(self) -> None:
+        self.fault = None
+        self.camera.connect()
+
+    def close(self) -> None:
+        self.camera.close()
+
+    def read(self) -> Frame:
+        fault, frame = self.fault, self.camera.read()
+        if fault == "lost":
+            raise DeviceLost("the camera is gone")
+        old = self._old or frame
+        if fault is None:
+            self._old = frame
+            return frame
+        image = {"same": old.image, "black": np.zeros_like(frame.image), "size": frame.image[:-2]}.get(fault)
+        if fault == "frozen":
+            return old
+        return Frame(frame.image if image is None else image, old.id if fault == "repeated" else frame.id, frame.time_s)
+
+
+class StuckGripper(Context):
+    """Another gripper, that goes no further than `at` once that is set, though it takes any command."""
+
+    def __init__(self, gripper: Gripper) -> None:
+        self.gripper = gripper
+        self.at: float | None = None
+
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        return self.gripper.features
+
+    @property
+    def connected(self) -> bool:
+        return self.gripper.connected
+
+    def connect(self) -> None:
+        self.gripper.connect()
+
+    def close(self) -> None:
+        self.gripper.close()
+
+    def read(self) -> GripperReading:
+        return self.gripper.read()
+
+    def command(self, closedness: float) -> float:
+        self.gripper.command(closedness if self.at is None else min(closedness, self.at))
+        return closedness
+
+    def stop(self) -> None:
+        self.gripper.stop()
+
+    def recover(self) -> None:
+        self.gripper.recover()
 
 
 class PtyRobotiq:

@@ -24,6 +24,9 @@ from armworld.real.protocols import ARM_FEATURES, ArmReading, Context, DeviceErr
 from armworld.types import require
 
 POLL_S = 0.02
+CONNECT_S = 60.0  # a refused connection answers at once; this is for one that hangs
+CLOSE_S = 1.0  # for the last motion's thread to end
+ABANDONED: list[Any] = []  # connections that hang in C++: freeing them would crash this process
 STOP_S = 0.6  # the smooth stop takes about 0.3 s from 250 mm/s; after this, libfranka's own stop
 
 
@@ -36,12 +39,12 @@ def priority() -> Priority:
 
 
 @contextlib.contextmanager
-def at_priority(wanted: Priority | None = None) -> Iterator[None]:
+def at_priority(wanted: Priority | None) -> Iterator[None]:
     """Run at a priority, and go back to the present one whatever happened within.
 
     libfranka raises the thread that connects to real time (FIFO 99), and what that thread starts later inherits it:
-    the planner's process would run before the control that it must not disturb. So connecting leaves no trace here,
-    and only the 1 kHz control thread, started by a motion, is given what libfranka asked for.
+    the planner's process would run before the control that it must not disturb. So a thread of its own connects, and
+    only the 1 kHz control thread, started by a motion, is given what libfranka asked for.
     """
     before = priority()
     try:
@@ -104,32 +107,42 @@ class FrankyArm(Context):
     def connect(self) -> None:
         """Connect, set collision thresholds and speed limits, begin to read."""
         franky = require("franky", "real")
-        mode = franky.RealtimeConfig.Enforce if self.realtime else franky.RealtimeConfig.Ignore
-        factor = franky.RelativeDynamicsFactor(1.0, self.acceleration, self.jerk)
         try:
-            with at_priority():
-                robot = franky.Robot(self.host, relative_dynamics_factor=factor, realtime_config=mode)
-                robot.set_collision_behavior(*self.thresholds)
-                robot.translation_velocity_limit.set(self.max_speed)
-                self._raised = priority() if self.realtime else None
-        except (franky.Exception, RuntimeError) as error:
+            call_with_timeout(lambda: self._reach(franky), CONNECT_S, "connecting")
+        except DeviceError as error:
             raise DeviceLost(
                 f"no Franka at {self.host}: {error}. Is FCI activated in Desk, are the brakes open, is the "
                 f"cable in the control box's port and this computer in its subnet?"
             ) from error
-        self._franky, self._robot = franky, robot
+        self._franky = franky
         self._clock = (-1.0, 0.0)
         self._poller = Poller(f"arm {self.host}", self._poll, POLL_S)
         self._poller.start()
 
+    def _reach(self, franky: Any) -> None:
+        """In a thread of its own, which libfranka raises to real time and which ends here (see `at_priority`)."""
+        mode = franky.RealtimeConfig.Enforce if self.realtime else franky.RealtimeConfig.Ignore
+        factor = franky.RelativeDynamicsFactor(1.0, self.acceleration, self.jerk)
+        robot = franky.Robot(self.host, relative_dynamics_factor=factor, realtime_config=mode)
+        robot.set_collision_behavior(*self.thresholds)
+        robot.translation_velocity_limit.set(self.max_speed)
+        self._raised = priority() if self.realtime else None
+        self._robot = robot
+
     def close(self) -> None:
-        if self._robot is None:
+        robot = self._robot
+        if robot is None:
             return
         with contextlib.suppress(DeviceError):  # a lost arm has stopped by itself
             self.stop()
         if self._poller is not None:
             self._poller.stop()
         self._poller = self._robot = None
+        try:
+            call_with_timeout(lambda: robot.join_motion(CLOSE_S), 2 * CLOSE_S, f"the last motion of {self.host}")
+        except DeviceError:
+            if robot.is_in_control:  # its C++ thread still uses what the destructor would take away
+                ABANDONED.append(robot)
 
     def read(self) -> ArmReading:
         if self._poller is None:
@@ -218,6 +231,7 @@ class FrankyArm(Context):
             time_s=self._clock[1],
             moving=moving,
             error=self._error(state),
+            clock_s=robot_s,
         )
 
     def _error(self, state: Any) -> str | None:

@@ -6,12 +6,13 @@ newest command and reads. `command` only notes the target and returns what will 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from armworld.real.polling import Poller
+from armworld.real.polling import Poller, call_with_timeout
 from armworld.real.protocols import (
     GRIPPER_FEATURES,
     Context,
@@ -23,6 +24,8 @@ from armworld.real.protocols import (
 from armworld.types import require
 
 OBJECT_M = 0.004  # fingers that close on nothing end nearer to their target than this
+CONNECT_S = 60.0
+ABANDONED: list[Any] = []  # hands whose motion hangs in C++: freeing them would crash this process
 DEADBAND = 0.02  # smaller changes of the target are not worth interrupting a motion
 
 
@@ -128,14 +131,23 @@ class FrankaHand(ThreadedGripper):
     def _open(self) -> None:
         self._franky = require("franky", "real")
         try:
-            self._hand = self._franky.Gripper(self.host)
+            call_with_timeout(self._reach, CONNECT_S, "connecting")
             if self.home:  # opens and closes fully: only with empty fingers
                 self._hand.homing()
-        except (self._franky.Exception, RuntimeError) as error:
-            raise DeviceLost(f"no Franka Hand at {self.host}: {error}") from error
+        except (DeviceError, self._franky.Exception, RuntimeError) as error:
+            raise DeviceLost(f"no Franka Hand at {self.host}: {error}. Is another program connected to it?") from error
+
+    def _reach(self) -> None:
+        self._hand = self._franky.Gripper(self.host)
 
     def _shut(self) -> None:
-        self._hand = None
+        hand, future, self._hand, self._future = self._hand, self._future, None, None
+        if future is None or future.wait(0.0):
+            return
+        with contextlib.suppress(DeviceError):  # a motion's thread must not outlive the connection that it uses
+            call_with_timeout(hand.stop, 1.0, f"stop of {self.name}")
+        if not future.wait(1.0):
+            ABANDONED.append((hand, future))
 
     def _guard(self, call: Callable[[], Any]) -> Any:
         try:

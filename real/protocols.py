@@ -47,6 +47,7 @@ class ArmReading:
         time_s: When the robot's own clock was last seen to advance (monotonic seconds).
         moving: Whether a motion is being executed.
         error: Why the robot stopped itself, or None.
+        clock_s: The robot's own clock (s, any origin), or NaN where it has none.
     """
 
     pose: np.ndarray
@@ -55,6 +56,7 @@ class ArmReading:
     time_s: float
     moving: bool = False
     error: str | None = None
+    clock_s: float = float("nan")
 
 
 @dataclass(frozen=True)

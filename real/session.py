@@ -34,6 +34,7 @@ from armworld.real.protocols import (
 ENDED_WELL = ("steps", "arrived")
 REST_S = 2.0  # one step's motion ends long before
 REST_RAD = 5e-4  # less than this in 0.1 s is rest; measured velocities jitter too much to tell
+PACE = 0.9  # share of a step that must have passed on the robot's clock before it is looked at again
 TICK_S = 0.005  # how often a waiting loop looks at stop button, agent and arm
 
 
@@ -81,7 +82,8 @@ class Session:
         self._state: np.ndarray | None = None
         self._waiting_tag: int | None = None
         self._standing = False  # nothing was commanded since the arm was stopped
-        self._sent_s = -np.inf  # when the last command was sent
+        self._sent_s = -np.inf  # when the last command was sent, and the robot's clock then (NaN after a stop)
+        self._sent_clock_s = np.nan
 
     # ------------------------------------------------------------------ the loop
 
@@ -156,6 +158,9 @@ class Session:
 
     def _look(self, row: dict[str, Any]) -> _Seen:
         """Read every device; wait a moment for frames that were not seen before."""
+        while self._behind(self.cell.arm.read()):
+            self._alive()
+            time.sleep(TICK_S)
         end = time.monotonic() + self.config.frame_wait_s
         while True:
             self._alive()
@@ -174,6 +179,14 @@ class Session:
         if seen.gripper is not None and seen.gripper.error is not None:
             raise DeviceError(f"gripper: {seen.gripper.error}")
         return seen
+
+    def _behind(self, arm: ArmReading) -> bool:
+        """Whether a step is not yet over on the robot's own clock: targets faster than that would add up their speed.
+
+        The robot's clock is ours, but for a simulated one on a busy machine. One that stands still is for the gate.
+        """
+        stale = time.monotonic() - arm.time_s > self.gate.limits.max_state_age
+        return not stale and arm.clock_s - self._sent_clock_s < PACE * self.gate.limits.step_seconds
 
     def _read_robot(self, frames: dict[str, Frame]) -> _Seen:
         arm = self.cell.arm.read()
@@ -241,7 +254,7 @@ class Session:
             return self._hold(decision, row)
         row |= {"verdict": decision.verdict, "reasons": decision.reasons, "allowed": decision.action}
         row["target"] = decision.target
-        return self._command(decision, fresh.state, row)
+        return self._command(decision, fresh, row)
 
     def _ask_agent(self, observation: dict[str, np.ndarray], number: int, row: dict[str, Any]) -> Reply | None:
         """The agent's answer, or None (held) where it does not come in the time that its observation allows."""
@@ -271,7 +284,7 @@ class Session:
                 return None
             time.sleep(TICK_S)
 
-    def _command(self, decision: Decision, state: np.ndarray, row: dict[str, Any]) -> None:
+    def _command(self, decision: Decision, seen: _Seen, row: dict[str, Any]) -> None:
         if not self.config.live:
             return
         started = time.monotonic()
@@ -286,13 +299,14 @@ class Session:
         if before is not None and "gripper_stall" in decision.codes:
             self._commanded[6] = before[6]  # it stays stalled until it moves or is told to back off
         self._slow_left = max(0, self._slow_left - 1)
-        self._sent_s = time.monotonic()
-        row["executed"] = action_between(state, sent)
+        self._sent_s, self._sent_clock_s = time.monotonic(), seen.arm.clock_s
+        row["executed"] = action_between(seen.state, sent)
         row["latency"]["command"] = time.monotonic() - started
 
     # ------------------------------------------------------------------ holding
 
     def _hold(self, decision: Decision, row: dict[str, Any]) -> None:
+        row["latency"]["decided"] = time.monotonic() - row["time_s"]
         self._halt()
         row |= {"verdict": "hold", "reasons": decision.reasons}
         row["latency"]["hold"] = time.monotonic() - row["time_s"]
@@ -309,7 +323,7 @@ class Session:
         """Stop the arm; a gripper keeps what it holds, and a dry run has nothing to stop."""
         if not self.config.live or self._standing:
             return
-        self._commanded = None
+        self._commanded, self._sent_clock_s = None, np.nan
         self._beat = np.inf  # stopping has its own time limits; the watchdog could only do the same
         with contextlib.suppress(DeviceError):  # a lost arm has stopped by itself
             self.cell.arm.stop()

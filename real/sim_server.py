@@ -8,13 +8,14 @@ prints one line of JSON with the address to connect to, and serves until its sta
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import socket
 import sys
 import threading
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,32 @@ class LoopbackSockets:
     class socket(socket.socket):  # named as in the module that it stands for
         def bind(self, address: Any) -> None:
             super().bind(("127.0.0.1", *address[1:]) if address[0] in ("", "0.0.0.0") else address)
+
+
+def answer_broken_off_motions() -> None:
+    """Make franky-sim's hand answer a motion that a stop or a newer motion breaks off, as a real hand does.
+
+    It forgets it otherwise, and the client waits for ever.
+    """
+    from franky_sim import franka_gripper_server as hand
+    from franky_sim.franka_gripper_protocol import GripperCommandStatus
+    from franky_sim.franka_server import BaseCommand
+
+    def first_answer(method: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(method)
+        def answered(self: Any, *arguments: Any) -> None:
+            number, client = self._pending_command_id, self._pending_tcp_socket
+            if number is not None and client is not None:
+                kind, aborted = self._pending_command_type, GripperCommandStatus.kAborted
+                BaseCommand.send_response(
+                    client, kind, number, aborted, command_type_struct="H", status_type_struct="H"
+                )
+            method(self, *arguments)
+
+        return answered
+
+    for name in ("start_move", "start_grasp", "start_homing", "stop"):
+        setattr(hand.FrankaGripperServer, name, first_answer(getattr(hand.FrankaGripperServer, name)))
 
 
 def add_object(world: Any, name: str, position: tuple[float, float, float]) -> None:
@@ -72,6 +99,7 @@ def serve(arguments: argparse.Namespace) -> None:
     from franky_sim.mujoco_simulator import MujocoSimulator
 
     transport.socket = LoopbackSockets()
+    answer_broken_off_motions()
     block = SharedBlock(arguments.block, tuple(arguments.cameras), tuple(arguments.size))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with MujocoSimulator() as world:
