@@ -209,3 +209,27 @@ def test_the_published_pair_runs_on_a_cpu() -> None:
     z = model.encode(torch.randint(0, 256, (1, 1, 256, 256, 3), dtype=torch.uint8))
     rollout = model.rollout(z, torch.zeros(1, 1, 7), 0.05 * torch.randn(1, 2, 2, 7))
     assert rollout.z.shape == (1, 2, 2, 256, 1408) and rollout.z.isfinite().all()
+
+
+def test_a_window_of_one_step_is_a_chain_of_single_steps() -> None:
+    z, state, actions = inputs(steps=3, horizon=4)
+    whole = make(replace(USAGE, window=1)).rollout(z, state, actions)
+    single = make()
+    for sample in range(actions.shape[1]):
+        now, where = z[:, -1:], state[:, -1:]
+        for step in range(4):
+            imagined = single.rollout(now, where, actions[:, sample : sample + 1, step : step + 1])
+            now, where = imagined.z[:, 0], imagined.state[:, 0]
+            torch.testing.assert_close(whole.z[:, sample, step], now[:, 0], atol=TOLERANCE, rtol=0)
+            torch.testing.assert_close(whole.state[:, sample, step], where[:, 0])
+
+
+def test_a_window_longer_than_the_rollout_changes_nothing() -> None:
+    z, state, actions = inputs(steps=2, horizon=3)
+    torch.testing.assert_close(
+        make(replace(USAGE, window=4)).rollout(z, state, actions).z, make().rollout(z, state, actions).z
+    )
+    shorter = make(replace(USAGE, window=2)).rollout(z, state, actions).z
+    assert not torch.allclose(shorter, make().rollout(z, state, actions).z, atol=1e-3)
+    with pytest.raises(ValueError, match="window must be at least 1 step or None, got 0"):
+        replace(USAGE, window=0)

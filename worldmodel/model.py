@@ -56,6 +56,8 @@ class WorldModelConfig:
         image_size: (height, width) of the camera images in pixels.
         camera: Name of the camera in observations.
         layers: Encoder blocks used; None means all.
+        window: Steps that an imagined step attends to, itself included; None means all. A predictor trained on short
+            clips falls apart when its context outgrows them.
         extrinsics: Camera pose (x, y, z m; Euler rad; base frame) for predictors that read it.
     """
 
@@ -63,12 +65,15 @@ class WorldModelConfig:
     image_size: tuple[int, int] = (256, 256)
     camera: str = "left"
     layers: int | None = None
+    window: int | None = None
     extrinsics: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.step_seconds > 0:
             raise ValueError(f"step_seconds must be positive, got {self.step_seconds}")
         check_image_size(self.image_size)
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1 step or None, got {self.window}")
         if self.extrinsics is not None and len(self.extrinsics) != 6:
             raise ValueError(f"extrinsics need 6 values, got {len(self.extrinsics)}")
 
@@ -136,9 +141,9 @@ class VJEPA2AC:
         z, state, actions = (x.to(self.device) for x in (z, state, actions))
         extrinsics = self.config.extrinsics
         camera = None if extrinsics is None else state.new_tensor(extrinsics).expand(len(state), -1)
-        chunk = self._chunk(z, actions)
+        chunk, window = self._chunk(z, actions), self.config.window
         with torch.set_grad_enabled(torch.is_grad_enabled() and actions.requires_grad):
-            return Rollout(*imagine(self.predictor, z, state, actions, camera, self.grid, chunk, self.compile))
+            return Rollout(*imagine(self.predictor, z, state, actions, camera, self.grid, chunk, self.compile, window))
 
     def _chunk(self, z: Tensor, actions: Tensor) -> int:
         """Candidates per episode whose activations fit `memory_mb` and, on a CPU, stay near its caches."""

@@ -59,6 +59,8 @@ class PosttrainConfig:
         step_seconds: Seconds per step; must be what the data was recorded at or a multiple.
         frames: Frames per clip (8 in the paper).
         rollout: Steps of the rollout loss; 0 leaves it out (2 in the paper).
+        window: Steps that the trained model attends to when it imagines, itself included; by default as many as a
+            clip has.
         pair_share: Share of the optimiser steps taken on pairs of frames alone (no rollout, batches twice as large):
             cheap, and what planning one step ahead asks for.
         width: Predictor width.
@@ -100,6 +102,7 @@ class PosttrainConfig:
     step_seconds: float = 0.25
     frames: int = 3
     rollout: int = 2
+    window: int | None = None
     pair_share: float = 0.0
     width: int = 192
     depth: int = 6
@@ -286,7 +289,8 @@ def posttrain(config: PosttrainConfig) -> Path:
         training = {**config.identity(), "encoder": encoder_hash(encoder)}
         about = {"training": training, "steps": budget.step, "seconds": round(budget.elapsed)}
         about |= {"data": [path.name for path in config.data], "frames": len(cache.states), "device": device.type}
-        usage = WorldModelConfig(config.step_seconds, encoder.config.image_size, config.camera, config.layers)
+        size, window = encoder.config.image_size, config.window or config.frames - 1
+        usage = WorldModelConfig(config.step_seconds, size, config.camera, config.layers, window)
         save_world_model(out, encoder, whole, usage, about={**about, "validation": scores})
         plot_metrics(run.metrics_path, config.out / "curves.png", CURVES)
     return out

@@ -101,6 +101,7 @@ class RecipeConfig:
             frames=3,
             rollout=2,
             pair_share=0.7,
+            window=1,
             width=256,
             depth=6,
             heads=4,

@@ -100,14 +100,18 @@ def imagine(
     grid: tuple[int, int] | None = None,
     chunk: int | None = None,
     compiled: bool = False,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Layer-normed features [B, S, H, N, D] in the predictor's precision and states [B, S, H, 7] after each action.
 
     Past actions are recovered from consecutive context states; imagined states follow `pose.apply_action`.
     At most `chunk` candidates per episode go through the predictor together. With `compiled`, torch.compile fuses the
-    layers' smaller operations; the first calls of each shape then take a minute.
+    layers' smaller operations; the first calls of each shape then take a minute. Each step attends to itself and the
+    `window` - 1 steps before it, as if nothing had been before them; None: to all.
     """
     grid = predictor.check_features(z_BTND, grid)
+    if window is not None:
+        z_BTND, state_BTA = z_BTND[:, -window:], state_BTA[:, -window:]
     steps, horizon = z_BTND.shape[1], actions_BSHA.shape[2]
     prepared = Predictor(predictor, grid, steps + horizon - 1, compiled)
     z = merge_patches(z_BTND.to(prepared.device, prepared.dtype), grid, predictor.config.merge)
@@ -115,35 +119,73 @@ def imagine(
     shared = _SharedStep(prepared, z[:, -1], state_BTA[:, -1], extrinsics_BE, context, steps - 1)
     states = _states(state_BTA[:, -1], actions_BSHA)
     parts = [
-        _imagine_chunk(shared, action, state[:, :, :-1])
+        _imagine_chunk(shared, action, state[:, :, :-1], None if window is None else (z, state_BTA, window))
         for action, state in zip(_split(actions_BSHA, chunk), _split(states, chunk), strict=True)
     ]
     z_merged = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     return split_patches(z_merged, grid, predictor.config.merge), states[:, :, 1:]
 
 
-def _imagine_chunk(shared: _SharedStep, actions_BSHA: Tensor, states_BSHA: Tensor) -> Tensor:
-    """Merged features [B, S, H, G, merge^2 D]."""
+def _imagine_chunk(
+    shared: _SharedStep,
+    actions_BSHA: Tensor,
+    states_BSHA: Tensor,
+    bounded: tuple[Tensor, Tensor, int] | None,
+) -> Tensor:
+    """Merged features [B, S, H, G, merge^2 D]; `bounded` holds the context's features and states and the window."""
     prepared, (batch, samples, horizon) = shared.prepared, actions_BSHA.shape[:3]
-    x, cache = shared.run(actions_BSHA[:, :, 0], keep=horizon > 1)
+    past = None if bounded is None or horizon == 1 else _Past(*bounded[:2], samples, bounded[2])
+    x, cache = shared.run(actions_BSHA[:, :, 0], keep=horizon > 1 and past is None)
     z = [prepared.read_out(x.unflatten(0, (batch, samples)), shared.z_BGD[:, None])]
     extrinsics = None if shared.extrinsics is None else shared.extrinsics[:, None].expand(-1, samples, -1)
     for h in range(1, horizon):
         conditioning = prepared.conditioning(actions_BSHA[:, :, h], states_BSHA[:, :, h], extrinsics)
         tokens = torch.cat([conditioning, prepared.module.predictor_embed(z[-1])], 2).flatten(0, 1)
-        x, cache = prepared.run_layers(prepared, tokens, prepared.tables(shared.step + h), cache, keep=h < horizon - 1)
+        step = shared.step + h
+        if past is not None:
+            past.add(actions_BSHA[:, :, h - 1], z[-1], states_BSHA[:, :, h])
+            step = past.z.shape[1] - 1
+            camera = None if extrinsics is None else extrinsics.flatten(0, 1)
+            cache = _context(prepared, past.z, past.states, camera, past.taken)
+        keep = past is None and h < horizon - 1
+        x, cache = prepared.run_layers(prepared, tokens, prepared.tables(step), cache, keep=keep)
         z.append(prepared.read_out(x.unflatten(0, (batch, samples)), z[-1]))
     return z[0].unsqueeze(2) if horizon == 1 else torch.stack(z, 2)
 
 
+class _Past:
+    """The frames and states that each candidate's next step may look back on, where a window bounds them."""
+
+    def __init__(self, z_BTGD: Tensor, state_BTA: Tensor, samples: int, window: int) -> None:
+        self.window = window
+        self.z, self.states = _repeat(z_BTGD, samples), _repeat(state_BTA, samples)  # [B * S, T, ..]
+        self.taken = action_between(self.states[:, :-1], self.states[:, 1:])
+
+    def add(self, action: Tensor, z: Tensor, state: Tensor) -> None:
+        """Append an action [B, S, 7] and the frame [B, S, G, D] and state [B, S, 7] that it led to."""
+        self.taken, self.z, self.states = (
+            torch.cat([old, new.flatten(0, 1).unsqueeze(1)], 1)
+            for old, new in ((self.taken, action), (self.z, z), (self.states, state))
+        )
+        self.z, self.states = self.z[:, -self.window :], self.states[:, -self.window :]
+        self.taken = self.taken[:, self.taken.shape[1] - self.z.shape[1] + 1 :]
+
+
 def _context(
-    prepared: Predictor, z_BTGD: Tensor, state_BTA: Tensor, extrinsics_BE: Tensor | None
+    prepared: Predictor,
+    z_BTGD: Tensor,
+    state_BTA: Tensor,
+    extrinsics_BE: Tensor | None,
+    taken_BTA: Tensor | None = None,
 ) -> list[KeysValues | None]:
-    """Each layer's keys and values [B, M, L, K] of all context steps but the last; None where there are none."""
+    """Each layer's keys and values [B, M, L, K] of all context steps but the last; None where there are none.
+
+    The actions `taken` between the T states are recovered from them where they are not given.
+    """
     steps = z_BTGD.shape[1] - 1
     if steps == 0:
         return [None] * len(prepared.layers)
-    past = action_between(state_BTA[:, :-1], state_BTA[:, 1:])
+    past = action_between(state_BTA[:, :-1], state_BTA[:, 1:]) if taken_BTA is None else taken_BTA
     extrinsics = None if extrinsics_BE is None else extrinsics_BE[:, None].expand(-1, steps, -1)
     conditioning = prepared.conditioning(past, state_BTA[:, :-1], extrinsics)
     x = torch.cat([conditioning, prepared.module.predictor_embed(z_BTGD[:, :-1])], 2).flatten(1, 2)
