@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-robot lint clean
 
 # The core alone: enough to plan.
 $(VENV)/core: pyproject.toml constraints.txt
@@ -24,10 +24,19 @@ demo: $(VENV)/core
 test: $(VENV)/all
 	$(BIN)/python -m pytest -m "not slow"
 
+# Faults against the simulated robot in real time, reflexes by franka-sim in an environment of its own.
+test-robot: $(VENV)/all .venv-franka-sim/ready
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_real_matrix.py tests/test_real_simulated.py tests/test_real_reflex.py
+
+.venv-franka-sim/ready:
+	$(PYTHON) -m venv .venv-franka-sim
+	.venv-franka-sim/bin/pip install --quiet franka-sim==1.1.7
+	touch $@
+
 lint: $(VENV)/all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) .venv-franka-sim runs build dist

@@ -3,6 +3,7 @@
 Every fault leaves a standing arm (judged by the simulator's joints, past all clients), an unbroken log and the reaction
 that is due. With ARMWORLD_FAULT_TABLE=FILE each test appends a line: fault, reaction, and the seconds from the fault to
 the decision to hold and to the arm's rest. `test_real_faults` has the same on fakes, and `test_real_reflex` reflexes.
+The simulated robot runs in real time and wants a core of its own, so these are run by `make test-robot`.
 """
 
 import functools
@@ -28,6 +29,7 @@ from armworld.real.limits import Box
 from armworld.real.simulated import SimulatedConfig, SimulatedRobot
 from armworld.types import Goal
 
+pytestmark = pytest.mark.slow
 AGES = {"max_frame_age": STRICT.max_frame_age, "max_state_age": STRICT.max_state_age}
 
 
