@@ -36,7 +36,7 @@ class RecipeConfig:
     """
 
     out: Path
-    pretrain_minutes: float = 26.0
+    pretrain_minutes: float = 22.0
     posttrain_minutes: float = 45.0
     scale: float = 1.0
     workers: int = 2
@@ -83,9 +83,6 @@ class RecipeConfig:
             predictor_depth=4,
             predictor_heads=3,
             state_loss=1.0,
-            state_readout="tokens",
-            optimizer="muon",
-            learning_rate=2e-3,
             minutes=self.pretrain_minutes,
             seed=self.seed,
             device=self.device,
