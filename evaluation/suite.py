@@ -283,7 +283,7 @@ def _terminal_table(config: EvaluateConfig, rows: Sequence[Row]) -> Table:
     head, body = success_grid(config, rows)
     table = Table(title=f"{config.suite}: success (Wilson 95 %)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(head[:-1]):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
     for place, *cells in body:
         table.add_row(place.replace(" · ", " "), *cells[:-1])
     return table
