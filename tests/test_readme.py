@@ -10,6 +10,7 @@ import pytest
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 SHORTER = {  # what a reader would run for minutes or hours
+    "--agent cem --episodes 100 ": "--agent cem --episodes 2 ",
     "--episodes 10 ": "--episodes 1 ",
     "--episodes 100 ": "--episodes 40 ",
     "2000000-2000009": "2000000-2000000",
@@ -18,7 +19,7 @@ SHORTER = {  # what a reader would run for minutes or hours
     "--out runs/doctor": "--episodes 8 --out runs/doctor",
     "--out runs/recipe": "--scale 0.006 --pretrain-minutes 0.02 --posttrain-minutes 0.02 --out runs/recipe",
     "--episodes 2 --out runs/cameras": "--episodes 1 --max-steps 2 --moves 4 --out runs/cameras",
-    "--seconds 4 --rollouts 4": "--seconds 1 --rollouts 2 --max-steps 2",
+    "--seconds 4 --rollouts 4": "--seconds 1 --rollouts 4 --max-steps 2",
     "--out runs/mine": "--episodes 1 --baselines none --out runs/mine",
 }
 
@@ -37,6 +38,7 @@ def test_the_readme_shows_every_job():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_readmes_commands_run(tmp_path):
     for command in commands():
         for long, short in SHORTER.items():
