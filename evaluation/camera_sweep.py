@@ -15,9 +15,9 @@ from armworld.evaluation.agents import AGENTS, AgentSettings, make_agent, needs_
 from armworld.evaluation.camera_page import write_page
 from armworld.evaluation.cells import Cell, Worker, load_episode, single_thread
 from armworld.evaluation.episodes import EpisodeResult
-from armworld.evaluation.files import commit, plain, versions, write_json
+from armworld.evaluation.files import plain, write_json
 from armworld.evaluation.looking import Look, look
-from armworld.evaluation.records import parse_seeds, score, summary
+from armworld.evaluation.records import parse_seeds, score, study_head, summary
 from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
 from armworld.evaluation.statistics import mcnemar_exact
 from armworld.evaluation.views import View, Views, make_views, varying_axes
@@ -213,19 +213,9 @@ def sweep_record(config: CameraSweep, stations: Sequence[Station], rows: list[di
 
     varying = varying_axes([station.view for station in stations])
     return {
-        "study": "camera",
-        "task": config.task,
-        "object": config.object,
-        "lab": config.lab,
-        "agent": config.agent,
-        "model": config.model_of(config.agent),
-        "camera": config.camera,
-        "step_seconds": config.step_seconds,
+        **study_head("camera", config),
         "varying": varying,
         "seeds": config.episode_seeds,
         "verdict": verdict(rows, varying),
         "views": plain(rows),
-        "config": plain(asdict(config)),
-        "commit": commit(),
-        "versions": versions(),
     }

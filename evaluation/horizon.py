@@ -9,7 +9,7 @@ them stands imagination that does so at every step, which a predictor trained on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from torch import Tensor
 from armworld.evaluation.agents import AGENTS, AgentSettings
 from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.episodes import EpisodeResult
-from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
+from armworld.evaluation.files import plain, write_bytes, write_json
 from armworld.evaluation.horizon_picture import horizon_figure
 from armworld.evaluation.picture import figure_png
 from armworld.evaluation.probing import Probe, fit_probe
-from armworld.evaluation.records import names_of, score, summary, table_row
+from armworld.evaluation.records import names_of, score, study_head, summary, table_row
 from armworld.evaluation.report import Page, provenance
 from armworld.evaluation.samples import Travel, travel
 from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
@@ -237,20 +237,10 @@ def horizon_record(
     """What sweep.json holds."""
     assert config.step_seconds is not None, "a resolved setup"
     return {
-        "study": "horizon",
-        "task": config.task,
-        "object": config.object,
-        "lab": config.lab,
-        "agent": config.agent,
-        "model": config.model_of(config.agent),
-        "camera": config.camera,
-        "step_seconds": config.step_seconds,
+        **study_head("horizon", config),
         "verdict": verdict(ahead, plans, config.step_seconds),
         "ahead": plain(ahead),
         "plans": [{"horizon": steps, **score(run), "summary": summary(run)} for steps, run in plans.items()],
-        "config": plain(asdict(config)),
-        "commit": commit(),
-        "versions": versions(),
     }
 
 

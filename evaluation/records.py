@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from armworld.evaluation.cells import Cell
 from armworld.evaluation.episodes import EpisodeResult, reason_counts
+from armworld.evaluation.files import commit, plain, versions
 from armworld.evaluation.report import Page
 from armworld.evaluation.statistics import wilson_interval
 
@@ -46,6 +48,23 @@ def summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "seconds_per_action": _mean_time(results, "seconds_per_action"),
         "cpu_seconds_per_action": _mean_time(results, "cpu_seconds_per_action"),
         "reasons": reason_counts(results),
+    }
+
+
+def study_head(study: str, config: Any) -> dict[str, Any]:
+    """The part of a study's record that says what ran where; `config` is a resolved `Setup` with one task and agent."""
+    return {
+        "study": study,
+        "task": config.task,
+        "object": config.object,
+        "lab": config.lab,
+        "agent": config.agent,
+        "model": config.model_of(config.agent),
+        "camera": config.camera,
+        "step_seconds": config.step_seconds,
+        "config": plain(asdict(config)),
+        "commit": commit(),
+        "versions": versions(),
     }
 
 

@@ -233,3 +233,10 @@ def test_a_window_longer_than_the_rollout_changes_nothing() -> None:
     assert not torch.allclose(shorter, make().rollout(z, state, actions).z, atol=1e-3)
     with pytest.raises(ValueError, match="window must be at least 1 step or None, got 0"):
         replace(USAGE, window=0)
+
+
+def test_a_window_lets_a_rollout_outlast_the_steps_the_predictor_was_built_for() -> None:
+    z, state, actions = inputs(horizon=CONFIG.max_steps + 2)
+    assert make(replace(USAGE, window=1)).rollout(z, state, actions).z.isfinite().all()
+    with pytest.raises(ValueError, match="this predictor was built for 8"):
+        make().rollout(z, state, actions)

@@ -113,7 +113,8 @@ def imagine(
     if window is not None:
         z_BTND, state_BTA = z_BTND[:, -window:], state_BTA[:, -window:]
     steps, horizon = z_BTND.shape[1], actions_BSHA.shape[2]
-    prepared = Predictor(predictor, grid, steps + horizon - 1, compiled)
+    longest = steps + horizon - 1
+    prepared = Predictor(predictor, grid, longest if window is None else min(longest, window), compiled)
     z = merge_patches(z_BTND.to(prepared.device, prepared.dtype), grid, predictor.config.merge)
     context = _context(prepared, z, state_BTA, extrinsics_BE)
     shared = _SharedStep(prepared, z[:, -1], state_BTA[:, -1], extrinsics_BE, context, steps - 1)
@@ -138,6 +139,7 @@ def _imagine_chunk(
     x, cache = shared.run(actions_BSHA[:, :, 0], keep=horizon > 1 and past is None)
     z = [prepared.read_out(x.unflatten(0, (batch, samples)), shared.z_BGD[:, None])]
     extrinsics = None if shared.extrinsics is None else shared.extrinsics[:, None].expand(-1, samples, -1)
+    camera = None if extrinsics is None else extrinsics.flatten(0, 1)
     for h in range(1, horizon):
         conditioning = prepared.conditioning(actions_BSHA[:, :, h], states_BSHA[:, :, h], extrinsics)
         tokens = torch.cat([conditioning, prepared.module.predictor_embed(z[-1])], 2).flatten(0, 1)
@@ -145,7 +147,6 @@ def _imagine_chunk(
         if past is not None:
             past.add(actions_BSHA[:, :, h - 1], z[-1], states_BSHA[:, :, h])
             step = past.z.shape[1] - 1
-            camera = None if extrinsics is None else extrinsics.flatten(0, 1)
             cache = _context(prepared, past.z, past.states, camera, past.taken)
         keep = past is None and h < horizon - 1
         x, cache = prepared.run_layers(prepared, tokens, prepared.tables(step), cache, keep=keep)
