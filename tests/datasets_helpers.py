@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -92,11 +93,18 @@ CRASH_VARIABLE = "QUARTERS_CRASH_FILE"  # while that file exists, the first proc
 
 def quarters(frames: np.ndarray) -> np.ndarray:
     """A stand-in for an encoder that other processes can import: [B, 4, 3] means of image quarters."""
-    trap = os.environ.get(CRASH_VARIABLE, "")
-    if trap and os.path.exists(trap):
-        os.unlink(trap)
-        os._exit(9)
+    trap = os.environ.get(CRASH_VARIABLE)
+    if trap:
+        with contextlib.suppress(FileNotFoundError):  # only one gets it
+            os.unlink(trap)
+            os._exit(9)
     return (frames / 255).reshape(len(frames), 4, -1, 3).mean(2)
+
+
+def slow_quarters(frames: np.ndarray) -> np.ndarray:
+    """`quarters`, slowly enough for something to happen meanwhile."""
+    time.sleep(0.2)
+    return quarters(frames)
 
 
 def _announced(connection: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

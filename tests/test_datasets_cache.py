@@ -87,15 +87,6 @@ def test_what_cannot_be_sent_to_processes_is_refused(data: Path, tmp_path: Path)
         build_feature_cache(data, lambda frames: frames, KEY, tmp_path / "out", processes=2, **SETTINGS)
 
 
-def test_caching_over_ray(data: Path, whole: Path, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
-    try:
-        build_feature_cache(data, quarters, KEY, tmp_path / "out", processes=2, ray="local", **SETTINGS)
-    finally:
-        ray.shutdown()
-    assert tree_bytes(tmp_path / "out") == tree_bytes(whole)
-
-
 def test_the_command_makes_what_training_opens(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     made = cache(CacheConfig((data,), "random:debug", tmp_path / "c", image_size=64, workers=1, shard_frames=40))
     assert "72 frames, [16, 48] features each" in capsys.readouterr().out

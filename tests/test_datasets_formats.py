@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +21,6 @@ from armworld.datasets.rerender import RerenderConfig, rerender
 from armworld.datasets.trajectory import read_episode, read_metadata, read_trajectory
 from armworld.datasets.validate import validate
 from armworld.datasets.video import read_video, write_video
-from armworld.jobs import run_jobs
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
@@ -195,46 +191,3 @@ def test_inspection_page(root: Path) -> None:
     for piece in ("<td>episodes</td><td>3</td>", "play", "Workspace", "data:video/mp4;base64", "data:image/png"):
         assert piece in page, piece
     assert page.count("<video") == 3
-
-
-def test_jobs_on_ray_equal_jobs_on_processes() -> None:
-    ray = pytest.importorskip("ray")
-    from armworld.datasets.ray_jobs import run_ray_jobs
-
-    try:
-        results = dict(run_ray_jobs(math.factorial, [1, 2, 3], 2, "local"))
-        with pytest.raises(ValueError, match="not defined for negative"):
-            list(run_ray_jobs(math.factorial, [-1], 1, "local"))
-    finally:
-        ray.shutdown()
-    assert results == dict(run_jobs(math.factorial, [1, 2, 3], 1)) == {1: 1, 2: 2, 3: 6}
-
-
-@pytest.mark.slow
-def test_collection_over_two_ray_nodes_survives_the_loss_of_one(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
-
-    common = {"image_size": 64, "steps": 5, "task": "datasets_fake:fake/Arm-v0", "workers": 2}
-    collect(CollectConfig(tmp_path / "one", episodes=20, **{**common, "workers": 1}))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    second = cluster.add_node(num_cpus=1)
-    environment = {"env_vars": {"PYTHONPATH": f"{TESTS}:{os.environ.get('PYTHONPATH', '')}"}}
-    ray.init(address=cluster.address, runtime_env=environment, log_to_driver=False)
-
-    def lose_a_node() -> None:
-        while len(list((tmp_path / "two").glob("lab1/*/*/*/trajectory.h5"))) < 3:
-            time.sleep(0.05)
-        cluster.remove_node(second, allow_graceful=False)
-
-    saboteur = threading.Thread(target=lose_a_node)
-    saboteur.start()
-    try:
-        collect(CollectConfig(tmp_path / "two", episodes=20, ray=cluster.address, **common))
-        saboteur.join()
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    names = [[str(f.relative_to(tmp_path / n)) for f in find_episodes(tmp_path / n)] for n in ("one", "two")]
-    assert names[0] == names[1] and len(names[0]) == 20
-    assert validate(tmp_path / "two") == []
