@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,37 +20,19 @@ import numpy as np
 from armworld.pose import action_between
 from armworld.real.agent_process import AgentGone, AgentLink, Reply
 from armworld.real.cell import Cell, Outcome, SessionConfig, StopRequest
-from armworld.real.gate import GRIPPER_SLIP, Decision, SafetyGate, Situation, View, Watchdog
+from armworld.real.gate import Decision, SafetyGate, Situation, Watchdog
 from armworld.real.journal import Journal
-from armworld.real.protocols import (
-    ArmReading,
-    DeviceError,
-    DeviceLost,
-    Frame,
-    GripperReading,
-    Reflex,
-)
+from armworld.real.protocols import ArmReading, DeviceError, DeviceLost, Reflex
+from armworld.real.senses import TICK_S, Seen, Senses
 
 ENDED_WELL = ("steps", "arrived")
 REST_S = 2.0  # one step's motion ends long before
 REST_RAD = 5e-4  # less than this in 0.1 s is rest; measured velocities jitter too much to tell
 PACE = 0.9  # share of a step that must have passed on the robot's clock before it is looked at again
-TICK_S = 0.005  # how often a waiting loop looks at stop button, agent and arm
 
 
 class _End(Exception):
     """Leaves the loop with a reason."""
-
-
-@dataclass
-class _Seen:
-    """One look at the cell."""
-
-    arm: ArmReading
-    gripper: GripperReading | None
-    frames: dict[str, Frame]
-    state: np.ndarray
-    time_s: float
 
 
 class Session:
@@ -71,15 +53,12 @@ class Session:
         self.cell, self.gate, self.agent, self.journal, self.config = cell, gate, agent, journal, config
         self.stop = stop or StopRequest()
         self._confirm, self._publish, self._goal_state = confirm, publish, goal_state
+        self._senses = Senses(cell)
         self._beat = time.monotonic()
         self._holds: dict[str, int] = {}
         self._held_in_row = 0
         self._slow_left = config.slow_steps
         self._commanded: np.ndarray | None = None
-        self._gripper_moved_s = -np.inf
-        self._last: dict[str, Frame] = {}
-        self._identical: dict[str, int] = {}
-        self._state: np.ndarray | None = None
         self._waiting_tag: int | None = None
         self._standing = False  # nothing was commanded since the arm was stopped
         self._sent_s = -np.inf  # when the last command was sent, and the robot's clock then (NaN after a stop)
@@ -156,20 +135,13 @@ class Session:
 
     # ------------------------------------------------------------------ looking
 
-    def _look(self, row: dict[str, Any]) -> _Seen:
+    def _look(self, row: dict[str, Any]) -> Seen:
         """Read every device; wait a moment for frames that were not seen before."""
         while self._behind(self.cell.arm.read()):
             self._alive()
             time.sleep(TICK_S)
-        end = time.monotonic() + self.config.frame_wait_s
-        while True:
-            self._alive()
-            frames = {name: camera.read() for name, camera in self.cell.cameras.items()}
-            news = all(name not in self._last or frame.id > self._last[name].id for name, frame in frames.items())
-            if news or time.monotonic() > end:
-                break
-            time.sleep(TICK_S)
-        seen = self._read_robot(frames)
+        frames = self._senses.frames(self.config.frame_wait_s, self._alive)
+        seen = self._senses.robot(frames, self._commanded)
         row["latency"]["look"] = time.monotonic() - row["time_s"]
         row["frames"] = {name: {"id": frame.id, "time_s": frame.time_s} for name, frame in frames.items()}
         row["state"], row["joints"] = seen.state, seen.arm.joints
@@ -188,40 +160,12 @@ class Session:
         stale = time.monotonic() - arm.time_s > self.gate.limits.max_state_age
         return not stale and arm.clock_s - self._sent_clock_s < PACE * self.gate.limits.step_seconds
 
-    def _read_robot(self, frames: dict[str, Frame]) -> _Seen:
-        arm = self.cell.arm.read()
-        gripper = self.cell.gripper.read() if self.cell.gripper is not None else None
-        closedness = gripper.closedness if gripper is not None else 0.0
-        state = np.array([*arm.pose, closedness])
-        if gripper is not None and self._gripper_free(gripper):
-            self._gripper_moved_s = time.monotonic()
-        self._state = state
-        oldest = arm.time_s if gripper is None else min(arm.time_s, gripper.time_s)
-        return _Seen(arm, gripper, frames, state, oldest)
-
-    def _gripper_free(self, gripper: GripperReading) -> bool:
-        """Whether the gripper moves, or is where it was sent: neither is a stall."""
-        moved = self._state is None or abs(gripper.closedness - self._state[6]) > 0.01
-        arrived = self._commanded is None or abs(gripper.closedness - self._commanded[6]) <= GRIPPER_SLIP
-        return gripper.moving or moved or arrived
-
-    def _views(self, frames: Mapping[str, Frame]) -> dict[str, View]:
-        views = {}
-        for name, frame in frames.items():
-            last = self._last.get(name)
-            same = last is not None and np.array_equal(last.image, frame.image)
-            self._identical[name] = self._identical.get(name, 0) + 1 if same else 0
-            shape = self.cell.cameras[name].features["image"].shape
-            views[name] = View(frame, shape, None if last is None else last.id, self._identical[name])
-        self._last = dict(frames)
-        return views
-
     # ------------------------------------------------------------------ deciding
 
-    def _decide(self, number: int, seen: _Seen, row: dict[str, Any]) -> None:
+    def _decide(self, number: int, seen: Seen, row: dict[str, Any]) -> None:
         now = time.monotonic()
         width = seen.gripper.width_m if seen.gripper is not None else None
-        admission = self.gate.admit(now, seen.state, seen.time_s, self._views(seen.frames), width)
+        admission = self.gate.admit(now, seen.state, seen.time_s, self._senses.views(seen.frames), width)
         row["admitted"] = admission.verdict == "pass"
         if not row["admitted"]:
             return self._hold(admission, row)
@@ -233,7 +177,7 @@ class Session:
         if reply.error is not None or reply.action is None:
             raise AgentGone(f"the agent failed: {reply.error}")
         row["proposed"], row["agent"] = reply.action, reply.info
-        fresh = self._read_robot(seen.frames)
+        fresh = self._senses.robot(seen.frames, self._commanded)
         if fresh.arm.error is not None:
             raise Reflex(fresh.arm.error)
         situation = Situation(
@@ -243,7 +187,7 @@ class Session:
             observed_state=seen.state,
             observed_time_s=min(seen.time_s, *(frame.time_s for frame in seen.frames.values()), np.inf),
             commanded=self._commanded,
-            gripper_moved_s=self._gripper_moved_s,
+            gripper_moved_s=self._senses.gripper_moved_s,
             object_held=fresh.gripper is not None and fresh.gripper.object_held,
             speed_scale=self.config.slow_scale if self._slow_left > 0 else 1.0,
         )
@@ -284,7 +228,7 @@ class Session:
                 return None
             time.sleep(TICK_S)
 
-    def _command(self, decision: Decision, seen: _Seen, row: dict[str, Any]) -> None:
+    def _command(self, decision: Decision, seen: Seen, row: dict[str, Any]) -> None:
         if not self.config.live:
             return
         started = time.monotonic()
@@ -335,7 +279,7 @@ class Session:
         end, last = time.monotonic() + REST_S, np.full(7, np.inf)
         with contextlib.suppress(DeviceError):
             while time.monotonic() < end and not self.stop.event.is_set():
-                arm = self._read_robot({}).arm
+                arm = self._senses.robot({}, self._commanded).arm
                 if not arm.moving and np.abs(arm.joints - last).max() < REST_RAD:
                     return
                 last = arm.joints
@@ -346,7 +290,7 @@ class Session:
             raise _End(f"device_lost: {error}")
         self.cell.close()
         self.cell.connect()
-        self._last, self._identical = {}, {}
+        self._senses.forget_frames()
         self._slow_left = self.config.slow_steps
 
     def _ask_recover(self, error: str) -> None:
@@ -406,9 +350,10 @@ class Session:
                 return
 
     def _distance(self) -> float | None:
-        if self._goal_state is None or self._state is None:
+        state = self._senses.state
+        if self._goal_state is None or state is None:
             return None
-        return float(np.linalg.norm(self._state[:3] - self._goal_state[:3]))
+        return float(np.linalg.norm(state[:3] - self._goal_state[:3]))
 
 
 def _empty_row(number: int, time_s: float) -> dict[str, Any]:
