@@ -5,10 +5,6 @@ With ARMWORLD_FAULT_TABLE=FILE each test appends a line: fault, reaction, second
 
 import dataclasses
 import functools
-import json
-import os
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,108 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armworld.evaluation.agents import AgentSettings
-from armworld.real.agent_process import AgentGone, AgentProcess, InlineAgent, Reply
-from armworld.real.agents import build_agent
-from armworld.real.cell import Cell, SessionConfig, StopRequest
-from armworld.real.fakes import FakeArm, FakeCamera, FakeGripper
-from armworld.real.gate import SafetyGate
-from armworld.real.journal import Journal, read_frame, read_journal
-from armworld.real.limits import FRANKA_HAND, Box, Limits
+from armworld.real.agent_process import Reply
+from armworld.real.journal import read_frame
+from armworld.real.limits import Box
 from armworld.real.session import Session
-from armworld.types import Goal
 
-LIMITS = Limits(
-    workspace=Box((0.3, -0.3, 0.15), (0.7, 0.3, 0.6)),
-    fingertips=Box((0.25, -0.35, 0.01), (0.75, 0.35, 0.6)),
-    fingers=FRANKA_HAND,
-    step_seconds=0.05,
-    max_plan_age=0.5,
-)
-HEADER = {"step_seconds": 0.05, "cameras": {"left": [48, 64]}, "extrinsics": {"left": [0.0] * 6}}
-HEADER |= {"lab": "test", "task": "test", "robot": "fake", "started": "2026-01-02T03:04:05+00:00"}
-
-
-class Constant:
-    """Proposes the same thing for ever."""
-
-    def __init__(self, action):
-        self.action = action
-
-    def reset(self, goal):
-        pass
-
-    def act(self, observation):
-        return self.action
-
-
-class Rig:
-    """Fakes, a session over them, and what came of it."""
-
-    def __init__(self, folder: Path, action=None, link=None, **config):
-        self.arm, self.gripper, self.camera = FakeArm(), FakeGripper(), FakeCamera()
-        self.cell = Cell(self.arm, self.gripper, {"left": self.camera})
-        self.folder, self.stop = folder, StopRequest()
-        self.action = np.array([0.001, 0, 0, 0, 0, 0, 0]) if action is None else action
-        self.link = link or InlineAgent(Constant(self.action))
-        settings = {"steps": 12, "live": True, "slow_steps": 0, "max_holds": 4} | config
-        self.config = SessionConfig(**settings)
-        self.limits, self.answers, self.onset = LIMITS, [], 0.0
-        self.questions: list[str] = []
-
-    def confirm(self, question):
-        self.questions.append(question)
-        return self.answers.pop(0) if self.answers else False
-
-    def run(self, fault=None, after=0.25):
-        """Run the session; `fault()` happens `after` seconds into it."""
-        self.cell.connect()
-        journal = Journal(self.folder / "log", HEADER)
-        gate = SafetyGate(self.limits)
-        session = Session(self.cell, gate, self.link, journal, self.config, self.stop, self.confirm)
-
-        def later():
-            self.onset = time.monotonic()
-            if fault is not None:
-                fault()
-
-        timer = threading.Timer(after, later)
-        timer.start()
-        try:
-            self.outcome = session.run()
-        finally:
-            timer.cancel()
-            timer.join()
-            journal.close()
-        self.rows = read_journal(self.folder / "log")[1]
-        return self.outcome
-
-    @property
-    def codes(self):
-        return {code for row in self.rows for code, _ in row["reasons"]}
-
-    def held_after(self):
-        """Seconds from the fault to the first stop after it."""
-        return next(stop - self.onset for stop in self.arm.stops if stop >= self.onset)
-
-    def assert_stands(self):
-        """Nothing was commanded after the last stop, and the log is whole."""
-        assert self.arm.stops, "the arm was never stopped"
-        assert [row["step"] for row in self.rows] == list(range(len(self.rows)))
-        executed = sum(row["executed"] is not None for row in self.rows)
-        assert executed == len(self.arm.commands)
+sys.path.append(str(Path(__file__).parent))  # for the rig
+from real_fake_rig import LIMITS, Rig, note
 
 
 @pytest.fixture
 def rig(tmp_path):
     return functools.partial(Rig, tmp_path)
-
-
-def note(fault: str, reaction: str, seconds: float | None) -> None:
-    """A line of the docs' table, when asked for."""
-    if path := os.environ.get("ARMWORLD_FAULT_TABLE"):
-        with open(path, "a") as file:
-            file.write(json.dumps({"fault": fault, "reaction": reaction, "seconds": seconds}) + "\n")
 
 
 def test_without_a_fault_it_moves_and_logs_everything(rig):
@@ -261,77 +167,6 @@ def test_a_stalled_gripper_is_not_pushed(rig):
     note("gripper stall", "its target is set back to where it stands", 0.2)
 
 
-class Late:
-    """Answers every request `seconds` late."""
-
-    def __init__(self, seconds):
-        self.seconds, self.waiting = seconds, []
-
-    def request(self, observation, tag):
-        self.waiting.append((time.monotonic() + self.seconds, tag))
-
-    def poll(self):
-        if self.waiting and time.monotonic() >= self.waiting[0][0]:
-            return Reply(self.waiting.pop(0)[1], np.array([0.01, 0, 0, 0, 0, 0, 0]), None, self.seconds)
-        return None
-
-
-def test_a_planner_slower_than_the_step_still_works_while_its_observation_allows(rig):
-    r = rig(link=Late(0.2), steps=5)
-    r.limits = dataclasses.replace(LIMITS, max_plan_age=1.0)
-    assert r.run().reason == "steps" and len(r.arm.commands) == 5
-
-
-def test_a_plan_that_is_too_old_is_discarded(rig):
-    r = rig(link=Late(0.8), steps=6, max_holds=20)
-    r.run()
-    assert not r.arm.commands and {"agent_slow", "stale_plan"} <= r.codes
-    note("planner slower than its observation allows", "hold; the plan is discarded, look again", 0.5)
-
-
-def test_a_planner_that_hangs_ends_the_episode(rig):
-    r = rig(link=Late(1e9), steps=60, max_holds=100, agent_timeout_s=1.0)
-    assert r.run().reason.startswith("agent_gone: no answer")
-    note("planner hangs", "hold; end after agent_timeout", 0.5)
-
-
-def hold_agent():
-    return AgentProcess(functools.partial(build_agent, "hold", "", 0, AgentSettings()))
-
-
-GOAL = Goal(({"state": np.zeros(7, np.float32)},), (5,))
-
-
-def test_a_planner_process_that_is_killed_ends_the_episode(rig):
-    with hold_agent() as agent:
-        agent.reset(GOAL)
-        pid = agent.process.pid
-        assert pid is not None
-        r = rig(link=agent, steps=400)
-        outcome = r.run(lambda: os.kill(pid, signal.SIGKILL))
-    assert outcome.reason.startswith("agent_gone")
-    r.assert_stands()
-    note("planner crash (SIGKILL)", "hold; end", r.held_after())
-
-
-def test_a_planner_process_that_is_frozen_holds_and_ends(rig):
-    with hold_agent() as agent:
-        agent.reset(GOAL)
-        pid = agent.process.pid
-        assert pid is not None
-        r = rig(link=agent, steps=400, max_holds=3)
-        outcome = r.run(lambda: os.kill(pid, signal.SIGSTOP))
-    assert outcome.reason == "held: agent_slow"
-    note("planner frozen (SIGSTOP)", "hold; end after max_holds", r.held_after())
-
-
-def test_an_agent_that_refuses_its_goal_is_named():
-    with AgentProcess(functools.partial(build_agent, "expert", "", 0, AgentSettings())) as agent:
-        picture_only = Goal(({"left": np.zeros((8, 8, 3), np.uint8)},), (5,))
-        with pytest.raises(AgentGone, match="picture only"):
-            agent.reset(picture_only)
-
-
 def test_the_stop_button_and_ctrl_c_once_end_with_a_whole_log(rig):
     r = rig(steps=400)
     assert r.run(lambda: r.stop.set("stop button")).reason == "stop button"
@@ -377,77 +212,3 @@ def test_the_watchdog_stops_the_arm_when_the_loop_hangs(rig):
     r.link = Hanging()
     assert r.run().reason.startswith("watchdog")
     note("the loop hangs", "the watchdog stops the arm; end", 0.3)
-
-
-KILLED = """
-import sys, threading, time
-import numpy as np
-from pathlib import Path
-from armworld.real.agent_process import InlineAgent
-from armworld.real.cell import Cell, SessionConfig, StopRequest
-from armworld.real.deploy import signals
-from armworld.real.fakes import FakeArm, FakeCamera
-from armworld.real.gate import SafetyGate
-from armworld.real.journal import Journal
-from armworld.real.limits import Box, Limits
-from armworld.real.session import Session
-
-class Constant:
-    def act(self, observation):
-        return np.array([0, 0.0001, 0, 0, 0, 0, 0])
-
-class SlowArm(FakeArm):
-    def stop(self):
-        super().stop()
-        time.sleep(float(sys.argv[2]))
-        print("stopped", flush=True)
-
-box = Box((0.2, -0.5, 0.01), (0.8, 0.5, 0.6))
-gate = SafetyGate(Limits(workspace=box, fingertips=box, step_seconds=0.05))
-stop = StopRequest()
-cell = Cell(SlowArm(), None, {"left": FakeCamera()})
-cell.connect()
-journal = Journal(Path(sys.argv[1]), {})
-print("ready", flush=True)
-with signals(stop):
-    outcome = Session(cell, gate, InlineAgent(Constant()), journal, SessionConfig(500, True), stop).run()
-print("ended", outcome.reason, flush=True)
-"""
-
-
-def start_loop(folder: Path, stop_s: float = 0.0) -> subprocess.Popen[str]:
-    """The loop in a process of its own, running."""
-    command = [sys.executable, "-c", KILLED, str(folder), str(stop_s)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    end = time.monotonic() + 20
-    while len(read_journal(folder)[1]) < 3:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return process
-
-
-def test_ctrl_c_once_in_a_process(tmp_path):
-    process = start_loop(tmp_path / "log")
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=30)
-    assert "stopped" in said and said.endswith("ended interrupted\n")
-
-
-def test_ctrl_c_twice_ends_at_once(tmp_path):
-    process = start_loop(tmp_path / "log", stop_s=1.0)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert "KeyboardInterrupt" in said and process.returncode != 0
-    assert len(read_journal(tmp_path / "log")[1]) >= 3
-    note("Ctrl-C twice", "ends at once, the journal stays readable", None)
-
-
-def test_a_killed_loop_leaves_a_readable_log(tmp_path):
-    process = start_loop(tmp_path / "log")
-    process.kill()
-    process.communicate(timeout=30)
-    rows = read_journal(tmp_path / "log")[1]
-    assert len(rows) >= 3 and read_frame(tmp_path / "log", "left", len(rows) - 1) is not None
