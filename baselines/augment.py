@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # RGB to luma and two chroma axes (the YIQ space of NTSC): hue is an angle, saturation a radius in the chroma plane.
@@ -44,16 +43,35 @@ def draw_augmentation(batch: int, generator: torch.Generator, ranges: Augmentati
     return Draws(random_crops(batch, generator, ranges), *random_colours(batch, generator, ranges))
 
 
-def augment(images: Tensor, draws: Draws) -> Tensor:
-    """Images [B, M, 3, H, W] (0 ... 255), changed alike over M -> float32 of the same shape and range."""
-    batch, count, _, height, width = images.shape
+def augment(images: Tensor, draws: Draws, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Images [B, M, 3, H, W] (0 ... 255), changed alike over M -> `dtype` of the same shape and range.
+
+    A crop's sides are parallel to the image's, so that bilinear sampling is a product with one matrix per axis: several
+    times as fast as general sampling on a CPU, in bfloat16 above all (which rounds pixels to about half a grey level).
+    """
+    count, _, height, width = images.shape[1:]
     crops, colours, brightness = (part.to(images.device) for part in draws)
-    flat = images.flatten(1, 2).float()  # one crop for all channels of a sample
-    grid = F.affine_grid(crops, [batch, 3 * count, height, width], align_corners=False)
-    cropped = F.grid_sample(flat, grid, align_corners=False, padding_mode="border")
-    grey = 0.5 - 0.5 * colours.sum(-1) + brightness[:, None]  # colours turn about mid-grey
+    across = sampling_matrix(crops[:, 0, 0], crops[:, 0, 2], width).to(dtype)
+    down = sampling_matrix(crops[:, 1, 1], crops[:, 1, 2], height).to(dtype)
+    flat = images.flatten(1, 2).to(dtype)  # one crop for all channels of a sample
+    cropped = down[:, None] @ flat @ across[:, None].transpose(-1, -2)
+    grey = 255 * (0.5 - 0.5 * colours.sum(-1) + brightness[:, None])  # colours turn about mid-grey
     pixels = cropped.unflatten(1, (count, 3)).flatten(3)
-    return (colours[:, None] @ pixels + 255 * grey[:, None, :, None]).clamp_(0, 255).view(images.shape)
+    coloured = colours.to(dtype)[:, None] @ pixels + grey.to(dtype)[:, None, :, None]
+    return coloured.clamp_(0, 255).view(images.shape)
+
+
+def sampling_matrix(scale: Tensor, shift: Tensor, size: int) -> Tensor:
+    """Linear interpolation along one axis, [B, size, size]: output pixels from the image's, border pixels repeated.
+
+    Args:
+        scale, shift: [B]; output position u in -1 ... 1 reads the image at scale * u + shift.
+        size: Pixels.
+    """
+    centres = (2 * torch.arange(size, device=scale.device) + 1) / size - 1
+    read = ((scale[:, None] * centres + shift[:, None] + 1) * size - 1) / 2
+    distance = read.clamp(0, size - 1)[..., None] - torch.arange(size, device=scale.device)
+    return (1 - distance.abs()).clamp_min(0)
 
 
 def random_crops(batch: int, generator: torch.Generator, ranges: Augmentation) -> Tensor:

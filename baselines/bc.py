@@ -69,11 +69,13 @@ class BCTrainConfig:
         augment: Crop and recolour the frames.
         ema: Decay of the moving average of the weights; 0 for none.
         batch: Samples per optimiser step, over all processes (256 in Octo).
+        noise_draws: Diffusion steps and noises drawn per readout and optimiser step: the head costs little.
         steps: Optimiser steps; none to train by time alone.
         minutes: Wall-time budget, resumed runs included; none to train by steps alone.
+        optimizer: adamw, as in Octo, or muon for the matrices of the transformer's and the head's blocks.
         learning_rate: Peak of the cosine schedule.
         warmup: Steps of linear warmup, at most a tenth of the budget.
-        weight_decay: AdamW's decay of matrices.
+        weight_decay: Decay of matrices.
         held_out: Share of the episodes kept for validation.
         validate_every: Steps between validations.
         save_minutes: Minutes between saved states.
@@ -100,8 +102,10 @@ class BCTrainConfig:
     augment: bool = True
     ema: float = 0.999
     batch: int = 64
+    noise_draws: int = 8
     steps: int | None = None
     minutes: float | None = None
+    optimizer: str = "adamw"
     learning_rate: float = 3e-4
     warmup: int = 2000
     weight_decay: float = 0.01
@@ -114,10 +118,10 @@ class BCTrainConfig:
 
     def __post_init__(self) -> None:
         check_name("policy size", self.size, SIZES)
-        if not 0 <= self.ema < 1 or self.batch < 1 or self.validate_every < 1:
+        if not 0 <= self.ema < 1 or min(self.batch, self.noise_draws, self.validate_every) < 1:
             raise ValueError(
-                f"expected 0 <= ema < 1, batch >= 1 and validate_every >= 1, "
-                f"got {self.ema}, {self.batch}, {self.validate_every}"
+                f"expected 0 <= ema < 1, batch >= 1, noise_draws >= 1 and validate_every >= 1, "
+                f"got {self.ema}, {self.batch}, {self.noise_draws}, {self.validate_every}"
             )
 
     @property
@@ -196,7 +200,8 @@ def train(config: BCTrainConfig) -> Path:
     policy = Policy(network_config(config, sources)).to(device)
     average = copy.deepcopy(policy).requires_grad_(False)
     model = processes.wrap(policy)
-    optimizer = make_optimizer("adamw", policy, (), config.learning_rate, config.weight_decay)
+    blocks = (*policy.blocks, *policy.head.blocks)
+    optimizer = make_optimizer(config.optimizer, policy, blocks, config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     modules: dict[str, nn.Module] = {"policy": policy, "average": average}
     budget = Budget(config.steps, config.minutes)
@@ -230,10 +235,11 @@ def _draw(
     """This rank's samples and noise. Every rank draws the whole batch, so all see the same draws."""
     numpy_rng, torch_rng = generators
     batch = samples.sample(numpy_rng, config.batch)[share].to(device)
-    step, noise = policy.head.draw((config.batch, config.window), torch_rng)
+    step, noise = policy.head.draw((config.batch, config.window, config.noise_draws), torch_rng)
     if config.augment and config.encoder is None:
         draws = Draws(*(part[share] for part in draw_augmentation(config.batch, torch_rng)))
-        images = augment(torch.cat([batch.frames, batch.goal[:, None]], 1), draws)
+        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        images = augment(torch.cat([batch.frames, batch.goal[:, None]], 1), draws, dtype)
         batch = replace(batch, frames=images[:, :-1], goal=images[:, -1])
     return batch, (step[share].to(device), noise[share].to(device))
 
@@ -252,7 +258,7 @@ def validate(
     sums = dict.fromkeys(("held_out", "error_mm", "still_mm"), 0.0)
     for _ in range(batches):
         batch = samples.sample(rng, min(config.batch, 64)).to(device)
-        noise = (part.to(device) for part in policy.head.draw(batch.valid.shape, generator))
+        noise = (part.to(device) for part in policy.head.draw((*batch.valid.shape, config.noise_draws), generator))
         with precision(device, config.dtype):
             sums["held_out"] += float(policy(batch, *noise))
             drawn = policy.act(batch, generator).float()
@@ -269,7 +275,7 @@ def _export(
     """Both checkpoints and the curves."""
     usage = WorldModelConfig(config.step_seconds, sources.image_size, config.camera, config.layers)
     one = sources.train.sample(np.random.default_rng(0), 1).to(device)
-    noise = [part.to(device) for part in policy.head.draw(one.valid.shape, torch.Generator())]
+    noise = [part.to(device) for part in policy.head.draw((*one.valid.shape, config.noise_draws), torch.Generator())]
     flop = training_flop(lambda: average(one, *noise), config.batch * run.budget.step)
     about = {
         "method": "behaviour cloning on frozen features" if config.encoder else "Octo-style, from scratch",

@@ -74,7 +74,7 @@ class PolicyConfig:
 
 SIZES = {
     "debug": {"width": 32, "depth": 2, "heads": 2, "stem": (8, 8, 16, 16), "head_width": 64},
-    "cpu": {"width": 128, "depth": 4, "heads": 4, "stem": (16, 32, 64, 128)},
+    "cpu": {"width": 128, "depth": 3, "heads": 4, "stem": (16, 32, 64, 128)},
     "octo-small": {"width": 384, "depth": 12, "heads": 6, "stem": (32, 96, 192, 384)},
     "octo-base": {"width": 768, "depth": 12, "heads": 12, "stem": (32, 96, 192, 384)},
 }
@@ -110,9 +110,11 @@ class ConvStem(nn.Module):
 
     def forward(self, frames: Tensor, goals: Tensor) -> Tensor:
         """uint8 or [0, 255] float [B, 3, H, W] each -> [B, N, P]."""
-        x = torch.cat([frames, goals], 1).float() / 127.5 - 1
+        x = torch.cat([frames, goals], 1)
+        low = torch.is_autocast_enabled(x.device.type)  # the largest tensors here: cast before they are computed with
+        x = x.to(torch.get_autocast_dtype(x.device.type) if low else torch.float32) / 127.5 - 1
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.relu(norm(conv(x)))
+            x = F.relu(norm(conv(x)), inplace=True)
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -145,10 +147,11 @@ class MaskedBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = MLP(width, 4 * width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Tokens [B, L, P]; mask bool [B, 1, L, L], True where the row may read the column."""
+    def forward(self, x: Tensor, mask: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Tokens [B, L, P] -> those of `rows`; mask bool [B, 1, L, L], True where the row may read the column."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        x = x + self.proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        read = attend(q[:, :, rows], k, v, mask[:, :, rows]).transpose(1, 2).flatten(2)
+        x = x[:, rows] + self.proj(read)
         return x + self.mlp(self.norm2(x))
 
 
@@ -220,20 +223,23 @@ class Policy(nn.Module):
         tokens.append(self.readout.expand(batch, steps, -1, -1))
         x = (torch.cat(tokens, 2) + self.positions[:, -steps:]).flatten(1, 2)
         mask = token_mask(valid, self.tokens_per_step)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, mask)
-        return self.norm(x[:, self.tokens_per_step - 1 :: self.tokens_per_step])
+        readouts = slice(self.tokens_per_step - 1, None, self.tokens_per_step)  # nothing else leaves the last block
+        return self.norm(self.blocks[-1](x, mask, readouts))
 
     def forward(self, batch: Batch, step: Tensor, noise: Tensor) -> Tensor:
         """The diffusion loss: mean squared error of the noise over the actions that count.
 
         Args:
             batch: Samples.
-            step, noise: Diffusion steps [B, T] and noise [B, T, K * 7], see `DiffusionHead.draw`.
+            step, noise: Diffusion steps [B, T, R] and noise [B, T, R, K * 7], see `DiffusionHead.draw`; R draws per
+                readout, for one pass of the costly transformer.
         """
         condition = self.readouts(batch.frames, batch.goal, batch.states, batch.goal_state, batch.valid)
         actions = self.normalise(batch.actions).flatten(2)
-        errors = self.head.errors(condition, actions, step, noise).unflatten(-1, (self.config.chunk, 7))
+        condition, actions = (part[:, :, None].expand(-1, -1, step.shape[2], -1) for part in (condition, actions))
+        errors = self.head.errors(condition, actions, step, noise).mean(2).unflatten(-1, (self.config.chunk, 7))
         weight = (batch.mask & batch.valid[..., None]).float()[..., None]
         return (errors * weight).sum() / (7 * weight.sum()).clamp_min(1)
 

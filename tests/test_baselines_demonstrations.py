@@ -155,3 +155,15 @@ def test_hue_keeps_greys():
     grey = torch.full((4, 1, 3, 8, 8), 90.0)
     changed = augment(grey, draw_augmentation(4, torch.Generator().manual_seed(0), only_hue))
     torch.testing.assert_close(changed, grey, atol=0.1, rtol=0)
+
+
+def test_crops_are_sampled_bilinearly():
+    """The matrices per axis do what general bilinear sampling does, borders included; bfloat16 within its rounding."""
+    generator = torch.Generator().manual_seed(0)
+    frame = torch.randint(0, 256, (4, 1, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    draws = draw_augmentation(4, generator, Augmentation(brightness=0, contrast=0, saturation=0, hue=0))
+    grid = torch.nn.functional.affine_grid(draws.crops, [4, 3, 16, 16], align_corners=False)
+    expected = torch.nn.functional.grid_sample(frame[:, 0].float(), grid, align_corners=False, padding_mode="border")
+    torch.testing.assert_close(augment(frame, draws)[:, 0], expected, atol=0.01, rtol=0)
+    half = augment(frame, draws, torch.bfloat16)[:, 0]
+    assert half.dtype == torch.bfloat16 and (half.float() - expected).abs().max() < 4

@@ -125,13 +125,15 @@ def test_readouts_do_not_see_the_future_or_padding():
 
 def test_masked_actions_do_not_count():
     policy, batch = small(), some_batch(16)
-    noise = policy.head.draw(tuple(batch.valid.shape), torch.Generator().manual_seed(0))
+    step, noise = policy.head.draw((*batch.valid.shape, 3), torch.Generator().manual_seed(0))
     counted = batch.mask & batch.valid[..., None]
     assert not counted.all() and counted.any()
-    errors = policy.head.errors(readouts(policy, batch), policy.normalise(batch.actions).flatten(2), *noise)
-    torch.testing.assert_close(policy(batch, *noise), errors.unflatten(-1, (4, 7))[counted].mean())
+    condition, actions = readouts(policy, batch), policy.normalise(batch.actions).flatten(2)
+    draws = zip(step.unbind(2), noise.unbind(2), strict=True)  # several per readout: their mean
+    errors = [policy.head.errors(condition, actions, *draw).unflatten(-1, (4, 7))[counted].mean() for draw in draws]
+    torch.testing.assert_close(policy(batch, step, noise), torch.stack(errors).mean())
     nothing = replace(batch, mask=torch.zeros_like(batch.mask))
-    assert float(policy(nothing, *noise).detach()) == 0
+    assert float(policy(nothing, step, noise).detach()) == 0
 
 
 def test_proprioception_is_read_only_where_asked_for():
@@ -183,13 +185,13 @@ def test_overfits_one_episode_to_the_diffusion_floor():
     samples = Demonstrations([FakeStore((9,))], 0.25, Relabelling(cap=1, past_goal="mask"))
     scales = measure_scales(*samples.transitions())
     policy = small(chunk=1, **scales._asdict())
-    batch = Demonstrations([FakeStore((9,))], 0.25, Relabelling(chunk=1, cap=1)).sample(np.random.default_rng(0), 64)
+    batch = Demonstrations([FakeStore((9,))], 0.25, Relabelling(chunk=1, cap=1)).sample(np.random.default_rng(0), 16)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     generator, losses, steps = torch.Generator().manual_seed(0), [], 300
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - step / steps)
-        loss = policy(batch, *policy.head.draw(batch.valid.shape, generator))
+        loss = policy(batch, *policy.head.draw((*batch.valid.shape, 8), generator))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
