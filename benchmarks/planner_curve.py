@@ -49,7 +49,7 @@ class Config:
         planners: Which planners.
         episodes: Per point.
         workers: Processes.
-        objective: The energy.
+        objective: The energy; by default the model's (`planners.objectives.make_objective`).
         max_gripper: Bound of the planned closedness delta; 0 leaves the gripper out.
     """
 
@@ -61,7 +61,7 @@ class Config:
     planners: tuple[str, ...] = tuple(LADDERS)
     episodes: int = 20
     workers: int = 1
-    objective: str = "final"
+    objective: str | None = None
     max_gripper: float = 0.0
 
 

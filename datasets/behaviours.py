@@ -6,6 +6,7 @@
 | `play` | smooth and abrupt random deltas, from under a millimetre to the largest action |
 | `objects` | to objects, pushing through them, closing on them, lifting and dropping |
 | `handle` | grasp an object as the experts do, carry it about, let go, grasp again |
+| `single` | at an object or in the air, one thing at a time: the fingers, a turn, an axis, all of them, nothing |
 | `expert`, `noisy_expert` | the task's scripted expert, bare or with noise on every action |
 | `recover` | the expert, thrown off course every few steps |
 """
@@ -25,6 +26,7 @@ from armworld.datasets.motions import (
     ScriptAgent,
     Waypoint,
     WaypointAgent,
+    bounded,
     log_uniform,
 )
 from armworld.types import Agent, check_name
@@ -44,6 +46,7 @@ class Mix:
     noisy_expert: float | None = None
     recover: float | None = None
     handle: float | None = None
+    single: float | None = None
 
     def __post_init__(self) -> None:
         shares = self.shares()
@@ -197,6 +200,56 @@ def _handling(simulator: Any, rng: np.random.Generator, low: np.ndarray, high: n
         yield from towards(simulator.state[:3], 0.0, 2, 1.0)
 
 
+def single_agent(env: Any, rng: np.random.Generator) -> Agent:
+    """One thing at a time, so that a model can tell what each of them does: most motions of the others go together."""
+    return ScriptAgent(_single_motions(env.unwrapped.simulator, rng, *workspace_box(env)))
+
+
+def _single_motions(
+    simulator: Any, rng: np.random.Generator, low: np.ndarray, high: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Actions without end: travel to a place (three times in four a grasp, more or less), then single motions there."""
+    from armworld.envs.scripts import action_towards, arrived
+
+    while True:
+        target = _near_grasp(simulator, rng)
+        if rng.random() < 0.25:
+            target[:3] = rng.uniform(low, high)
+        target[:3] = np.clip(target[:3], low, high)
+        for _ in range(7):
+            if arrived(simulator, target, 0.008):
+                break
+            yield bounded(action_towards(simulator.state, target))
+        for _ in range(int(rng.integers(5, 10))):
+            yield _single_motion(simulator.state, rng)
+
+
+def _near_grasp(simulator: Any, rng: np.random.Generator) -> np.ndarray:
+    """The state [7] of a grasp of some object with open fingers, off by millimetres or by centimetres, or higher up."""
+    from armworld.envs.scripts import grasp_height, grasp_yaw, over, up
+
+    name = str(rng.choice(simulator.present))
+    aside = rng.normal(0, rng.choice([0.002, 0.006, 0.03]), 3) * np.array([1.0, 1.0, 0.5])
+    height = grasp_height(simulator, name) + (rng.uniform(0.0, 0.12) if rng.random() < 0.4 else 0.0)
+    yaw = grasp_yaw(simulator, name) + rng.normal(0, rng.choice([0.03, 0.3]))
+    return over(simulator, simulator.object_pose(name)[0] + up(height) + aside, yaw, 0.0)
+
+
+def _single_motion(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One action [7] that moves the fingers, the yaw, one axis, or all of them, or nothing."""
+    kind = str(rng.choice(["fingers", "turn", "axis", "all", "nothing"], p=[0.3, 0.2, 0.25, 0.15, 0.1]))
+    action = np.zeros(7)
+    if kind in ("fingers", "all"):
+        action[6] = float(rng.choice([0.0, 1.0, rng.random()])) - state[6]
+    if kind in ("turn", "all"):
+        action[5] = rng.uniform(-0.2, 0.2)
+    if kind == "axis":
+        action[rng.integers(3)] = rng.choice([-1, 1]) * log_uniform(rng, 0.004, MAX_STEP)
+    if kind == "all":
+        action[:3] = rng.normal(0, log_uniform(rng, 0.003, 0.05), 3)
+    return bounded(action)
+
+
 def expert_agent(env: Any, rng: np.random.Generator) -> Agent:
     """The task's scripted expert."""
     from armworld.envs.experts import make_expert
@@ -222,6 +275,7 @@ BEHAVIOURS: dict[str, Callable[[Any, np.random.Generator], Agent]] = {
     "noisy_expert": noisy_expert_agent,
     "recover": recover_agent,
     "handle": handle_agent,
+    "single": single_agent,
 }
 
 

@@ -38,6 +38,7 @@ class OracleDynamics:
             raise ValueError(f"oracle dynamics need an armworld environment, got {type(arm).__name__}")
         self.env, self.encoder_model = arm, encoder_model
         self.camera = check_name("camera", camera or arm.cameras[0], arm.cameras)
+        self.readout = getattr(encoder_model, "readout", None)
         self.step_seconds = arm.simulator.step_seconds
         if abs(self.step_seconds - encoder_model.step_seconds) > 1e-9:
             raise ValueError(

@@ -27,7 +27,9 @@ class AgentSettings:
         repeat: Imagined steps that each of them is kept up for.
         execute: Actions executed of each plan (or of a policy's chunk) before looking again.
         context: Frames that the model sees.
-        schedule: When the next sub-goal is shown: budget or energy.
+        schedule: When the next sub-goal is shown: budget, energy or arrival.
+        patience: With energy or arrival: show it after this many times the budget anyway.
+        arrive_within: With arrival: how near the hand must be, as read from the image (m).
         gripper: Planned together with the arm (joint) or once the arm has arrived (last).
         gripper_margin: With "last": the gripper moves only if that lowers the energy by this fraction.
         gripper_deadband: Planned gripper deltas below this count as none.
@@ -35,7 +37,8 @@ class AgentSettings:
         max_yaw: Bound of a planned turn about the vertical (rad); 0 leaves rotation out.
         seconds_per_action: Time after which a search stops; results then depend on the machine's speed.
         hold_margin: Hold unless a plan lowers holding's energy by more than this fraction.
-        objective: Name of an energy (`planners.objectives.OBJECTIVES`).
+        objective: Name of an energy (`planners.objectives.OBJECTIVE_NAMES`); by default the aligned one where the model
+            has a readout, else the published one (final).
         max_position: Bound of a planned translation per axis and step (m).
         max_norm: Bound of its length (m).
         max_gripper: Bound of a planned closedness delta; 0 leaves the gripper as it is.
@@ -52,7 +55,9 @@ class AgentSettings:
     repeat: int | None = None
     execute: int | None = None
     context: int | None = None
-    schedule: Literal["budget", "energy"] | None = None
+    schedule: Literal["budget", "energy", "arrival"] | None = None
+    patience: float | None = None
+    arrive_within: float | None = None
     gripper: Literal["joint", "last"] | None = None
     gripper_margin: float | None = None
     gripper_deadband: float | None = None
@@ -60,7 +65,7 @@ class AgentSettings:
     max_yaw: float | None = None
     seconds_per_action: float | None = None
     hold_margin: float | None = None
-    objective: str = "final"
+    objective: str | None = None
     max_position: float | None = None
     max_norm: float | None = None
     max_gripper: float | None = None
@@ -69,9 +74,10 @@ class AgentSettings:
     axes_yaw: float | None = None
     calibrate: int | None = None
 
-    def planner_settings(self) -> dict[str, Any]:
+    def planner_settings(self, published: bool = False) -> dict[str, Any]:
         """The settings that `planners.registry.make_planner` takes, without those left at their defaults."""
-        space = {"max_position": self.max_position, "max_norm": self.max_norm, "max_gripper": self.max_gripper}
+        space: dict[str, Any] = {} if published else {"stroke": True}
+        space |= {"max_position": self.max_position, "max_norm": self.max_norm, "max_gripper": self.max_gripper}
         space |= {"max_yaw": self.max_yaw, "gripper_deadband": self.gripper_deadband}
         settings: dict[str, Any] = {
             name: getattr(self, name)
@@ -164,16 +170,18 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
             from armworld.planners.turning import TurnedModel
 
             model = TurnedModel(model, settings.axes_yaw)
+        name = planner or settings.oracle_planner
         choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": settings.schedule}
         choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}
         choices |= {"gripper_margin": settings.gripper_margin, "full_grip": settings.full_grip}
+        choices |= {"patience": settings.patience, "arrive_within": settings.arrive_within}
         agent = PlanningAgent(
             model,
-            make_planner(planner or settings.oracle_planner, **settings.planner_settings()),
-            make_objective(settings.objective),
+            make_planner(name, **settings.planner_settings(published=name == "cem_published")),
+            make_objective(settings.objective, getattr(model, "readout", None)),
             camera=camera_of(env, model),
             generator=torch.Generator().manual_seed(agent_seed(seed)),
-            config=AgentConfig(**{name: value for name, value in choices.items() if value is not None}),
+            config=AgentConfig(**{key: value for key, value in choices.items() if value is not None}),
         )
         if settings.calibrate is None:
             return agent

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armworld.planners.objectives import LatentGoal, Objective
-from armworld.planners.plans import GRIPPER, Plan, PlanningError, WarmStart, shift
+from armworld.planners.objectives import AlignedL1, LatentGoal, Objective
+from armworld.planners.plans import GRIPPER, YAW, Plan, PlanningError, WarmStart, shift
 from armworld.planners.sampling import Planner
 from armworld.types import Goal, Observation, check_name
 
@@ -33,14 +33,15 @@ class AgentConfig:
         repeat_last: A warm start repeats the plan's last action where it ran out, instead of holding still.
         schedule: When the next sub-goal is shown. "budget": after the goal's step budget (as in the paper);
             "energy": when the energy to the sub-goal, mean |z - z_goal|, falls to `switch_energy`, or after
-            `switch_holds` plans in a row that hold still or move the arm by less than `arrived_m` and the gripper not
-            at all, at the latest after `patience` times the budget.
-        switch_energy, switch_holds, patience: See `schedule`.
+            `switch_holds` plans in a row that hold still or move the arm by less than `arrived_m` and `arrived_rad` and
+            the gripper not at all. "arrival": when the hand is within `arrive_within` metres of the sub-goal's, both as
+            the aligned objective reads them from images. Both at the latest after `patience` times the budget.
+        switch_energy, switch_holds, patience, arrive_within: See `schedule` (`arrive_within` in metres, see AlignedL1).
         context: Frames (the present one and those before) that the model sees; fewer at the episode's start.
         gripper: "joint": arm and gripper are planned together (as published); "last": the arm alone is planned first,
-            and the gripper with it only where that plan moves the arm by less than `arrived_m`. One step ahead, a
-            gripper that closes too early costs nothing yet: this keeps it open until the hand is there.
-        arrived_m: See `gripper` and `schedule` (m).
+            and the gripper with it only where that plan moves the arm by less than `arrived_m` and `arrived_rad`. One
+            step ahead, a gripper that closes too early costs nothing yet: this keeps it open until the hand is there.
+        arrived_m, arrived_rad: See `gripper` and `schedule` (m, and rad of yaw).
         gripper_margin: With "last", the gripper moves only if that lowers the arm plan's energy by this fraction.
         full_grip: A planned gripper motion is executed as a full opening or closing. One step ahead the model plans the
             closedness that the goal shows, at which the fingers touch the object without pressing.
@@ -50,23 +51,25 @@ class AgentConfig:
 
     execute_steps: int = 1
     repeat_last: bool = False
-    schedule: Literal["budget", "energy"] = "budget"
+    schedule: Literal["budget", "energy", "arrival"] = "budget"
     switch_energy: float = 0.0
     switch_holds: int = 2
     patience: float = 2.0
+    arrive_within: float = 0.02
     context: int = 1
     gripper: Literal["joint", "last"] = "joint"
     arrived_m: float = 0.015
+    arrived_rad: float = 0.08
     gripper_margin: float = 0.0
     full_grip: bool = False
     seconds_per_action: float | None = None
 
     def __post_init__(self) -> None:
-        check_name("sub-goal schedule", self.schedule, ("budget", "energy"))
+        check_name("sub-goal schedule", self.schedule, ("budget", "energy", "arrival"))
         check_name("gripper order", self.gripper, ("joint", "last"))
-        if self.arrived_m <= 0 or not 0 <= self.gripper_margin < 1:
-            told = f"{self.arrived_m} and {self.gripper_margin}"
-            raise ValueError(f"arrived_m must be positive and gripper_margin in [0, 1), got {told}")
+        if min(self.arrived_m, self.arrived_rad) <= 0 or not 0 <= self.gripper_margin < 1:
+            told = f"{self.arrived_m}, {self.arrived_rad} and {self.gripper_margin}"
+            raise ValueError(f"arrived_m, arrived_rad must be positive and gripper_margin in [0, 1), got {told}")
         if self.execute_steps < 1 or self.context < 1 or self.switch_holds < 1 or self.patience <= 0:
             raise ValueError(f"execute_steps, context, switch_holds and patience must be positive, got {self}")
         if self.seconds_per_action is not None and self.seconds_per_action <= 0:
@@ -132,6 +135,8 @@ class PlanningAgent:
             raise ValueError(
                 f"execute_steps {self.config.execute_steps} exceeds the planner's horizon {planner.config.steps}"
             )
+        if self.config.schedule == "arrival" and not isinstance(objective, AlignedL1):
+            raise ValueError("the sub-goal schedule 'arrival' needs the aligned objective; valid: budget, energy")
         self.model, self.planner, self.objective = model, planner, objective
         self._arm_planner = None
         if self.config.gripper == "last" and planner.config.space.max_gripper:
@@ -180,15 +185,13 @@ class PlanningAgent:
 
     def _plan(self, started: float) -> None:
         plan = self._search(self._arm_planner or self.planner, started)
-        moves = torch.linalg.vector_norm(plan.actions[0, : self.config.execute_steps, :3], dim=-1)
-        if self._arm_planner is not None and float(moves.max()) < self.config.arrived_m:
+        if self._arm_planner is not None and self._is_small(plan):
             joint = self._search(self.planner, started)
             if float(joint.cost[0]) < (1 - self.config.gripper_margin) * float(plan.cost[0]):
                 plan = joint
         self.last_plan = plan
-        step = plan.actions[0, : self.config.execute_steps]
-        small = torch.linalg.vector_norm(step[:, :3], dim=-1) < self.config.arrived_m
-        still = bool(plan.hold[0]) or bool((small & (step[:, GRIPPER] == 0)).all())
+        grips = bool(plan.actions[0, : self.config.execute_steps, GRIPPER].any())
+        still = bool(plan.hold[0]) or (self._is_small(plan) and not grips)
         self._holds = self._holds + 1 if still else 0
         actions = plan.actions[0, : self.config.execute_steps].cpu().numpy().astype(np.float32)
         if not np.isfinite(actions).all():
@@ -196,6 +199,12 @@ class PlanningAgent:
         if self.config.full_grip:
             actions[:, GRIPPER] = np.sign(actions[:, GRIPPER])
         self._queue.extend(actions)
+
+    def _is_small(self, plan: Plan) -> bool:
+        """Whether the arm hardly moves in the steps that are executed: it has arrived."""
+        step = plan.actions[0, : self.config.execute_steps]
+        far = torch.linalg.vector_norm(step[:, :3], dim=-1) >= self.config.arrived_m
+        return not bool((far | (step[:, YAW].abs() >= self.config.arrived_rad)).any())
 
     def _search(self, planner: Planner, started: float) -> Plan:
         z, state = (torch.cat(parts, 1) for parts in zip(*self._frames, strict=True))
@@ -231,7 +240,11 @@ class PlanningAgent:
         budget = self._budgets[self._subgoal]
         if self.config.schedule == "budget":
             return self._steps_here >= budget
-        arrived = energy <= self.config.switch_energy or self._holds >= self.config.switch_holds
+        if isinstance(self.objective, AlignedL1) and self.config.schedule == "arrival":
+            gap = self.objective.distance(self._frames[-1][0], self._goals[self._subgoal])
+            arrived = float(gap) <= self.config.arrive_within
+        else:
+            arrived = energy <= self.config.switch_energy or self._holds >= self.config.switch_holds
         return arrived or self._steps_here >= self.config.patience * budget
 
     def _energy(self) -> float:

@@ -18,6 +18,7 @@ from armworld.types import check_name
 
 if TYPE_CHECKING:
     from armworld.worldmodel.model import Rollout
+    from armworld.worldmodel.readout import HandReadout
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,34 @@ class PatchWeightedL1:
 
 
 @dataclass(frozen=True)
+class AlignedL1:
+    """mean |z_H - z_goal| + weight * d(r(z_H), r(z_goal)), where r reads the hand from features (`HandReadout`).
+
+    d is in metres (`readout.hand_distance`). Both sides are read from images: no state of the goal is used.
+
+    Attributes:
+        weight: Per metre. Feature maps a few centimetres apart differ by 0.1 to 0.3, so 6 lets the readout lead and the
+            features decide what it cannot tell: the last millimetres and where objects are.
+        yaw_metres, grip_metres: What a radian of yaw and a whole stroke of the gripper count for.
+    """
+
+    readout: HandReadout
+    weight: float = 6.0
+    yaw_metres: float = 0.10
+    grip_metres: float = 0.15
+
+    def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
+        ahead = rollout.z[:, :, -1]
+        return (ahead - goal.z[:, None]).abs().mean((-2, -1)) + self.weight * self.distance(ahead, goal)
+
+    def distance(self, z: Tensor, goal: LatentGoal) -> Tensor:
+        """d between what is read in features [B, S, N, D] and in the goal's: [B, S] (m)."""
+        from armworld.worldmodel.readout import hand_distance
+
+        return hand_distance(self.readout(z), self.readout(goal.z)[:, None], self.yaw_metres, self.grip_metres)
+
+
+@dataclass(frozen=True)
 class RobotState:
     """position |dp| + rotation |angle| + gripper |dc| between the last imagined state and the goal's (m, rad, 0..1).
 
@@ -145,9 +174,27 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 }
 
 
-def make_objective(name: str) -> Objective:
-    """The objective called `name`; a ValueError lists the valid names. `+state` adds 0.1 of the robot-state cost."""
-    return OBJECTIVES[check_name("objective", name, OBJECTIVES)]()
+ALIGNED = "aligned"
+OBJECTIVE_NAMES = (*OBJECTIVES, ALIGNED)
+
+
+def make_objective(name: str | None, readout: HandReadout | None = None) -> Objective:
+    """The objective called `name`; `+state` adds 0.1 of the robot-state cost.
+
+    Args:
+        name: One of `OBJECTIVE_NAMES`; None is "aligned" where the model has a readout, else "final".
+        readout: The model's, for "aligned".
+
+    Raises:
+        ValueError: Unknown name (the valid ones are listed), or "aligned" for a model without a readout.
+    """
+    if name is None:
+        name = "final" if readout is None else ALIGNED
+    if check_name("objective", name, OBJECTIVE_NAMES) != ALIGNED:
+        return OBJECTIVES[name]()
+    if readout is None:
+        raise ValueError("objective 'aligned' needs a world model with a readout (armworld align); this one has none")
+    return AlignedL1(readout)
 
 
 def needs_goal_state(objective: Objective) -> bool:

@@ -28,6 +28,8 @@ class ActionSpace:
         max_yaw: Bound on the rotation about the base's z axis (rad); 0 leaves rotation out (held at 0).
         max_gripper: Bound on the closedness delta; 0 leaves the gripper out (held as it is), e.g. for reaching.
         gripper_deadband: Gripper deltas smaller than this are evaluated, and so executed, as 0.
+        stroke: Gripper deltas end where the fingers do, at closedness 0 and 1. Without it (as published) a model may
+            believe in opening fingers that are open.
     """
 
     max_position: float = 0.075
@@ -35,6 +37,7 @@ class ActionSpace:
     max_yaw: float = 0.0
     max_gripper: float = 0.75
     gripper_deadband: float = 0.0
+    stroke: bool = False
 
     def __post_init__(self) -> None:
         if not self.max_position > 0 or min(self.max_yaw, self.max_gripper, self.gripper_deadband) < 0:
@@ -73,6 +76,18 @@ class ActionSpace:
             return plans
         grip = plans[..., -1:]
         return torch.cat([plans[..., :-1], grip * (grip.abs() >= threshold)], -1)
+
+    def within_stroke(self, actions: Tensor, closedness: Tensor) -> Tensor:
+        """Actions [B, ..., H, 7] that keep the gripper between open and closed, from closedness [B] on."""
+        if not self.stroke or not self.max_gripper:
+            return actions
+        here = closedness.to(actions).view(-1, *(1,) * (actions.ndim - 3)).expand(actions.shape[:-2])
+        deltas = []
+        for wanted in actions[..., GRIPPER].unbind(-1):
+            after = (here + wanted).clamp(0, 1).where(wanted != 0, here)  # a measured -0.01 is no reason to move
+            deltas.append(after - here)
+            here = after
+        return torch.cat([actions[..., :GRIPPER], torch.stack(deltas, -1)[..., None]], -1)
 
     def expand(self, plans: Tensor) -> Tensor:
         """Actions [..., 7] of plans [..., P]; the dimensions not planned are 0."""

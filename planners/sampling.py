@@ -20,7 +20,7 @@ from torch import Tensor
 
 from armworld.planners.noise import Shape
 from armworld.planners.objectives import LatentGoal, Objective
-from armworld.planners.plans import ActionSpace, Iteration, Plan, PlanningError, Statistics, WarmStart
+from armworld.planners.plans import GRIPPER, ActionSpace, Iteration, Plan, PlanningError, Statistics, WarmStart
 
 if TYPE_CHECKING:
     from armworld.worldmodel.model import WorldModel
@@ -216,7 +216,8 @@ class Search:
 
     def _steps(self, plans: Tensor) -> Tensor:
         """Actions of every step [..., H * repeat, 7] of plans [..., H, P]."""
-        return self.space.expand(plans).repeat_interleave(self.config.repeat, -2)
+        actions = self.space.expand(plans).repeat_interleave(self.config.repeat, -2)
+        return self.space.within_stroke(actions, self.state[:, -1, GRIPPER])
 
     def _energy(self, plans: Tensor) -> Tensor:
         rollout = self.model.rollout(self.z, self.state, self._steps(plans))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from armworld.planners.mpc import AgentConfig, PlanningAgent
-from armworld.planners.objectives import FinalL1
-from armworld.planners.plans import PlanningError
+from armworld.planners.objectives import AlignedL1, FinalL1, Objective
+from armworld.planners.plans import ActionSpace, PlanningError
 from armworld.planners.registry import make_planner
 from armworld.types import Goal
 from armworld.worldmodel.model import Rollout
@@ -24,12 +24,17 @@ from planners_fake import LIMITS, PointWorld, goal_at, observation
 
 
 def make_agent(
-    planner: str = "cem", seed: int = 0, model: PointWorld | None = None, config: AgentConfig | None = None, **settings
+    planner: str = "cem",
+    seed: int = 0,
+    model: PointWorld | None = None,
+    config: AgentConfig | None = None,
+    objective: Objective | None = None,
+    **settings,
 ) -> PlanningAgent:
     return PlanningAgent(
         model or PointWorld(),
         make_planner(planner, **{"space": {"max_position": 0.1}, **settings}),
-        FinalL1(),
+        objective or FinalL1(),
         "left",
         torch.Generator().manual_seed(seed),
         config,
@@ -85,7 +90,7 @@ def test_a_full_grip_and_its_margin() -> None:
     unmoved = make_agent(config=AgentConfig(gripper="last", full_grip=True, gripper_margin=0.99))
     unmoved.reset(goal)
     assert unmoved.act(observation(np.zeros(4)))[6] == 0.0
-    with pytest.raises(ValueError, match=r"gripper_margin in \[0, 1\), got 0.015 and 1"):
+    with pytest.raises(ValueError, match=r"gripper_margin in \[0, 1\), got 0.015, 0.08 and 1"):
         AgentConfig(gripper_margin=1)
 
 
@@ -205,3 +210,41 @@ def test_bad_input() -> None:
         agent.act(bad)
     with pytest.raises(ValueError, match="unknown sub-goal schedule 'time'; valid: budget, energy"):
         AgentConfig(schedule="time")  # pyright: ignore[reportArgumentType]
+
+
+class PointReading(torch.nn.Module):
+    """Reads a point's first three coordinates as decimetres, its fourth as closedness, and no turn."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        point = z[..., 0, :]
+        still = torch.ones_like(point[..., :1])
+        return torch.cat([0.1 * point[..., :3], still, 0 * still, point[..., 3:]], -1)
+
+
+def test_the_next_subgoal_is_shown_when_the_hand_is_read_to_be_there() -> None:
+    settings = AgentConfig(schedule="arrival", arrive_within=0.02, patience=4.0)
+    agent = make_agent(config=settings, objective=AlignedL1(PointReading()))  # type: ignore[arg-type]
+    visited = drive(agent, goal_at([2.0, 0, 0, 0.3], [0, 1.0, 0, 0.3], budgets=(5, 5)), 8)
+    shown = [record.subgoal for record in agent.history]
+    first = shown.index(1)
+    gaps = 0.1 * np.linalg.norm(visited[:, :3] - [2.0, 0, 0], axis=1) + 0.15 * np.abs(visited[:, 3] - 0.3)
+    assert gaps[first] <= 0.02 and (gaps[:first] > 0.02).all() and shown[first:] == [1] * (8 - first)
+
+
+def test_a_schedule_by_arrival_needs_an_objective_that_reads() -> None:
+    with pytest.raises(ValueError, match="'arrival' needs the aligned objective; valid: budget, energy"):
+        make_agent(config=AgentConfig(schedule="arrival"))
+
+
+def test_the_gripper_stays_within_its_stroke() -> None:
+    space = ActionSpace(max_gripper=0.75, stroke=True)
+    actions = torch.zeros(2, 1, 3, 7)
+    actions[..., 6] = torch.tensor([-0.5, 0.8, 0.5])
+    actions[..., 0] = 0.01
+    moved = space.within_stroke(actions, torch.tensor([0.0, 0.3]))
+    torch.testing.assert_close(moved[0, 0, :, 6], torch.tensor([0.0, 0.8, 0.2]))
+    torch.testing.assert_close(moved[1, 0, :, 6], torch.tensor([-0.3, 0.8, 0.2]))
+    assert torch.equal(moved[..., :6], actions[..., :6])
+    assert torch.equal(ActionSpace().within_stroke(actions, torch.zeros(2)), actions)
+    idle = space.within_stroke(torch.zeros(1, 1, 2, 7), torch.tensor([-0.01]))
+    assert not idle.any()

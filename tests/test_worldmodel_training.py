@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from armworld.worldmodel.checkpoint import load_encoder
 from armworld.worldmodel.mask_denoiser import collapse_monitors
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
 from armworld.worldmodel.training import Budget, Processes, parameter_groups, read_metrics, warmup_constant_decay
@@ -102,7 +103,18 @@ def test_collapse_monitors_tell_rank():
     assert collapse_monitors(line)["feature_rank"] == pytest.approx(1, abs=0.01)
 
 
-def test_the_state_readout_adds_its_error_to_the_loss(tmp_path):
-    pretrain(settings(tmp_path, state_loss=1.0, state_batch=2), NoiseClips())
+@pytest.mark.parametrize("readout", ["mean", "tokens", "hand"])
+def test_the_state_readout_adds_its_error_to_the_loss(tmp_path, readout):
+    pretrain(settings(tmp_path, state_loss=1.0, state_batch=2, state_readout=readout), NoiseClips())
     row = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert row["state"] > 0 and row["denoising"] > 0
+
+
+def test_pretraining_starts_from_a_given_encoder_of_the_same_shape(tmp_path):
+    first = pretrain(settings(tmp_path / "first", steps=2), NoiseClips())
+    again = pretrain(settings(tmp_path / "again", init=str(first), steps=1, learning_rate=1e-12), NoiseClips())
+    old, new = load_encoder(first), load_encoder(again)
+    for before, after in zip(old.parameters(), new.parameters(), strict=True):
+        torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"holds an encoder of .*; asked for: "):
+        pretrain(settings(tmp_path / "deeper", init=str(first), depth=3), NoiseClips())

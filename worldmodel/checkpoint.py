@@ -26,6 +26,7 @@ from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.mask_predictor import MaskPredictor
 from armworld.worldmodel.model import VJEPA2AC, WorldModelConfig
+from armworld.worldmodel.readout import HandReadout, ReadoutConfig
 from armworld.worldmodel.sizes import ACPredictorConfig, EncoderConfig, MaskPredictorConfig
 
 FORMAT = "armworld-checkpoint"
@@ -37,6 +38,7 @@ _PARTS: dict[str, tuple[type, type[nn.Module]]] = {
     "encoder": (EncoderConfig, Encoder),
     "predictor": (ACPredictorConfig, ACPredictor),
     "mask_predictor": (MaskPredictorConfig, MaskPredictor),
+    "readout": (ReadoutConfig, HandReadout),
 }
 _Config = TypeVar("_Config")
 
@@ -51,6 +53,7 @@ class Checkpoint:
         mask_predictor: Pretraining predictor, in pretraining checkpoints that kept it.
         config: How to use a world model; None without a predictor.
         about: What data, which commands, scores ...: free JSON.
+        readout: Reads the hand from features, in world models that were aligned.
     """
 
     encoder: Encoder
@@ -58,6 +61,7 @@ class Checkpoint:
     mask_predictor: MaskPredictor | None
     config: WorldModelConfig | None
     about: dict[str, Any]
+    readout: HandReadout | None = None
 
 
 def save_encoder(
@@ -78,16 +82,18 @@ def save_world_model(
     predictor: ACPredictor,
     config: WorldModelConfig,
     *,
+    readout: HandReadout | None = None,
     about: Mapping[str, Any] | None = None,
     storage: str = "float32",
 ) -> Path:
     """Write a world model as a checkpoint folder, replacing an earlier one there atomically.
 
     Args:
+        readout: What aligns the energy, if it has been trained (`armworld align`).
         about: JSON-able facts about its making (data, commands, seeds, scores).
         storage: Precision on disk: float32, float16 or bfloat16.
     """
-    return save_parts(folder, {"encoder": encoder, "predictor": predictor}, config, about, storage)
+    return save_parts(folder, {"encoder": encoder, "predictor": predictor, "readout": readout}, config, about, storage)
 
 
 def save_parts(
@@ -199,7 +205,8 @@ def load_world_model(
     check_step(loaded.config.step_seconds, step_seconds, name_or_path)
     encoder = loaded.encoder.requires_grad_(False).to(device)
     predictor = loaded.predictor.requires_grad_(False).to(device)
-    return VJEPA2AC(encoder, predictor, loaded.config, dtype=dtype, memory_mb=memory_mb, compile=compile)
+    readout = None if loaded.readout is None else loaded.readout.requires_grad_(False).to(device)
+    return VJEPA2AC(encoder, predictor, loaded.config, dtype, memory_mb, compile, readout)
 
 
 def check_step(found: float, wanted: float | None, source: str | Path) -> None:

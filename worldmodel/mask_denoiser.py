@@ -17,6 +17,8 @@ from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.encoder import Encoder, clip_grid, take_tokens
 from armworld.worldmodel.mask_predictor import MaskPredictor
 from armworld.worldmodel.masks import Mask
+from armworld.worldmodel.readout import HandReadout, ReadoutConfig, reading_loss
+from armworld.worldmodel.sizes import check_image_size
 
 READOUT_INDEX = (0, 1, 2, 6)  # x, y, z (m) and closedness
 READOUT_SCALE = (5.0, 5.0, 5.0, 2.0)
@@ -28,14 +30,19 @@ class MaskDenoiser(nn.Module):
     Args:
         student: The encoder that is trained.
         predictor: Fills in what it does not see.
-        readout: Where the robot's state is read from: the "mean" over the patches, or each of the "tokens".
+        readout: How the robot's state is read: linearly from the "mean" over the patches, linearly from each of the
+            "tokens", or from all of them together by the small network that aligns energies ("hand"), with the yaw.
     """
 
     def __init__(self, student: Encoder, predictor: MaskPredictor, readout: str = "mean") -> None:
         super().__init__()
         self.student, self.predictor = student, predictor
-        self.readout = check_name("state_readout", readout, ("mean", "tokens"))
-        self.state_readout = nn.Linear(student.config.width, len(READOUT_SCALE))
+        self.readout = check_name("state_readout", readout, ("mean", "tokens", "hand"))
+        width, (rows, columns) = student.config.width, check_image_size(student.config.image_size)
+        linear = readout != "hand"
+        self.state_readout = (
+            nn.Linear(width, len(READOUT_SCALE)) if linear else HandReadout(ReadoutConfig(width, rows * columns))
+        )
         self._teacher = [copy.deepcopy(student).requires_grad_(False)]  # in a list: not to be registered
 
     @property
@@ -69,9 +76,11 @@ class MaskDenoiser(nn.Module):
         return parts
 
     def _readout_error(self, stills: Tensor, states: Tensor) -> Tensor:
-        """L1 of position and closedness, in units of 20 cm and half a stroke."""
-        scale = states.new_tensor(READOUT_SCALE)
+        """L1 of position and closedness, in units of 20 cm and half a stroke; for "hand" see `reading_loss`."""
         features = normalize(self.student(stills).float())
+        if self.readout == "hand":
+            return reading_loss(self.state_readout(features), states)
+        scale = states.new_tensor(READOUT_SCALE)
         if self.readout == "mean":
             features = features.mean(1, keepdim=True)
         read = self.state_readout(features).float()

@@ -15,6 +15,7 @@ from torch import Tensor
 from armworld.types import check_name
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.encoder import Encoder
+from armworld.worldmodel.readout import HandReadout
 from armworld.worldmodel.rollout import check_compiler, imagine
 from armworld.worldmodel.sizes import check_image_size
 
@@ -85,6 +86,7 @@ class VJEPA2AC:
         memory_mb: Bound on the activations of one pass through the predictor (MiB, estimate); candidates beyond it
             go in several passes.
         compile: Rollouts run through torch.compile: 7 % quicker on one CPU core, after a minute of compiling.
+        readout: Reads the hand from features, for the aligned energy; None where it was not trained.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class VJEPA2AC:
         dtype: str = "float32",
         memory_mb: float = 1024.0,
         compile: bool = False,
+        readout: HandReadout | None = None,
     ) -> None:
         """Put both modules in evaluation mode; the predictor is converted to `dtype` ("float32", "bfloat16") in place.
 
@@ -111,6 +114,7 @@ class VJEPA2AC:
                 f"{'hold the camera pose' if predictor.config.extrinsics else 'be None'}, got {config.extrinsics}"
             )
         self.config, self.memory_mb, self.compile = config, memory_mb, compile
+        self.readout = None if readout is None else readout.eval()
         self.encoder = encoder.eval()
         self.predictor = predictor.to(DTYPES[check_name("dtype", dtype, DTYPES)]).eval()
         self.step_seconds = config.step_seconds

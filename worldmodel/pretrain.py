@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from armworld.worldmodel.checkpoint import save_encoder
+from armworld.worldmodel.checkpoint import load_encoder, save_encoder
 from armworld.worldmodel.clip_sources import ClipSource, StateClipSource, open_sources
 from armworld.worldmodel.encoder import Encoder, pixels_to_clip
 from armworld.worldmodel.mask_denoiser import MaskDenoiser, collapse_monitors
@@ -54,6 +54,7 @@ class PretrainConfig:
         weights: How often each source is drawn: first --data (if any), then each of --videos, then each of --images;
             by default all alike.
         out: Run folder; the same command goes on with what it holds.
+        init: Encoder to start from (name, folder, published file); it must have the shape asked for.
         size: Encoder size: tiny, small, base, L, H, g, g-384 or debug.
         depth: Blocks, if not the size's own number.
         image_size: Frame height and width in pixels; a multiple of 16.
@@ -68,7 +69,8 @@ class PretrainConfig:
         minutes: Wall-time budget, resumed runs included; none to train by steps alone.
         state_loss: Weight of the readout of the robot's state from whole stills; 0 is the paper's objective.
         state_readout: What it is read from: the mean over the patches, or every patch by itself, which makes the whole
-            feature map follow the hand and the energy of planning fall with its distance from afar.
+            feature map follow the hand and the energy of planning fall with its distance from afar, or by a small
+            network over all of them (hand), which also reads the yaw and sharpens depth.
         state_batch: Stills per optimiser step for that readout, over all processes.
         optimizer: adamw (as published), or muon for the blocks' matrices.
         learning_rate: Peak of the warmup-constant-decay schedule.
@@ -92,6 +94,7 @@ class PretrainConfig:
     videos: tuple[Path, ...] = ()
     images: tuple[Path, ...] = ()
     weights: tuple[float, ...] = ()
+    init: str | None = None
     size: str = "tiny"
     depth: int | None = None
     image_size: int = 128
@@ -104,7 +107,7 @@ class PretrainConfig:
     steps: int | None = None
     minutes: float | None = None
     state_loss: float = 0.0
-    state_readout: Literal["mean", "tokens"] = "mean"
+    state_readout: Literal["mean", "tokens", "hand"] = "mean"
     state_batch: int = 32
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
@@ -223,11 +226,20 @@ def _open(config: PretrainConfig) -> ClipSource:
 def _build(config: PretrainConfig) -> MaskDenoiser:
     """Student, predictor and teacher, drawn from the seed."""
     torch.manual_seed(config.seed)
-    denoiser = MaskDenoiser(Encoder(config.encoder), MaskPredictor(config.predictor), config.state_readout)
+    encoder = Encoder(config.encoder) if config.init is None else _load_initial(config)
+    denoiser = MaskDenoiser(encoder, MaskPredictor(config.predictor), config.state_readout)
     denoiser.student.recompute = denoiser.predictor.recompute = config.recompute
     if not config.state_loss:  # parameters without gradients would stop DDP
         denoiser.state_readout.requires_grad_(False)
     return denoiser
+
+
+def _load_initial(config: PretrainConfig) -> Encoder:
+    """The encoder of `config.init`, ready to be trained; a ValueError where its shape is not the one asked for."""
+    encoder = load_encoder(str(config.init)).train()
+    if encoder.config != config.encoder:
+        raise ValueError(f"--init {config.init} holds an encoder of {encoder.config}; asked for: {config.encoder}")
+    return encoder
 
 
 def _draw(

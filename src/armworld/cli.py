@@ -38,6 +38,7 @@ VERBS = {
     "posttrain": Verb(
         "armworld.worldmodel.posttrain", "PosttrainConfig", "posttrain", "train the action-conditioned predictor"
     ),
+    "align": Verb("armworld.worldmodel.align", "AlignConfig", "align", "align a model's energy with distance"),
     "recipe": Verb("armworld.worldmodel.recipe", "RecipeConfig", "recipe", "make the shipped weights, start to end"),
     "bc": Verb(
         "armworld.baselines.bc", "BCTrainConfig", "train", "train behaviour cloning (Octo-style, or on features)"

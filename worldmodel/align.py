@@ -1,0 +1,198 @@
+"""`armworld align`: train the readout of the hand that aligns a world model's planning energy with distance.
+
+Encoder and predictor stay as they are. The readout sees real features, slightly disturbed, and features that the
+predictor imagines one step ahead, each with the state recorded there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from armworld.datasets.features import FeatureCache, FeatureClips, build_feature_cache, encoder_hash
+from armworld.pose import action_between
+from armworld.worldmodel.ac_predictor import ACPredictor
+from armworld.worldmodel.blocks import normalize
+from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
+from armworld.worldmodel.encoder import Encoder
+from armworld.worldmodel.readout import HandReadout, ReadoutConfig, reading_errors, reading_loss
+from armworld.worldmodel.training import (
+    Budget,
+    Processes,
+    TrainingRun,
+    defaults_of,
+    make_optimizer,
+    pick_device,
+    plot_metrics,
+    precision,
+)
+
+CURVES = ("error", "position_m", "yaw_rad", "closedness")  # panels of the plot
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig:
+    """Training of a readout of the hand over a world model's features.
+
+    Attributes:
+        data: Dataset folders, as `armworld collect` writes them.
+        model: World model: a folder, or the name of shipped weights.
+        out: Run folder; the same command goes on with what it holds. The model with its readout is `out/model`.
+        cache: Folder of cached features (that of `armworld posttrain`); by default in the run's folder.
+        imagined_share: Share of the batches whose features the predictor imagined.
+        noise: Standard deviation of noise on the features, which have deviation 1.
+        channels, hidden: Size of the network; see `readout.ReadoutConfig`.
+        batch: Frames per optimiser step.
+        steps: Optimiser steps; none to train by time alone.
+        minutes: Wall-time budget, resumed runs included; none to train by steps alone.
+        learning_rate: Peak of the warmup-cosine schedule.
+        weight_decay: AdamW's decay of matrices.
+        held_out: Share of the episodes kept for validation.
+        validate_every: Steps between validations.
+        log_every: Steps between rows of the log.
+        save_minutes: Minutes between saved states.
+        seed: Seed of weights, frames and noise.
+        device: auto, cpu or cuda.
+        dtype: bfloat16 (autocast) or float32.
+    """
+
+    data: tuple[Path, ...]
+    model: str
+    out: Path
+    cache: Path | None = None
+    imagined_share: float = 0.5
+    noise: float = 0.1
+    channels: int = 32
+    hidden: int = 256
+    batch: int = 256
+    steps: int | None = None
+    minutes: float | None = None
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    held_out: float = 0.03
+    validate_every: int = 500
+    log_every: int = 50
+    save_minutes: float = 3.0
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.imagined_share <= 1 or self.noise < 0:
+            raise ValueError(
+                f"imagined_share must lie in [0, 1] and noise be >= 0, got {self.imagined_share} and {self.noise}"
+            )
+
+    def identity(self) -> dict[str, object]:
+        """What must be equal for a run to be resumed; where it runs and for how long may change."""
+        free = {"out", "cache", "device", "steps", "minutes", "save_minutes", "data", "log_every", "model"}
+        return {k: v for k, v in asdict(self).items() if k not in free}
+
+
+def align(config: AlignConfig) -> Path:
+    """Train the readout and return the world model that carries it, `out/model`.
+
+    Raises:
+        ValueError: Bad settings or data, a model without a predictor, or a loss that is not a number.
+    """
+    device = pick_device(config.device)
+    loaded = load_checkpoint(config.model)
+    if loaded.predictor is None or loaded.config is None:
+        raise ValueError(f"{config.model} holds an encoder only; align needs a world model (armworld posttrain)")
+    encoder, predictor = loaded.encoder.to(device), loaded.predictor.requires_grad_(False).to(device)
+    cache = _open_cache(config, encoder, loaded.config.layers, loaded.config.camera)
+    cache.preload()
+    train, held_out = (
+        cache.clips(part, loaded.config.step_seconds) for part in cache.split(config.held_out, config.seed)
+    )
+    readout = build_readout(config, cache).to(device)
+    optimizer = make_optimizer("adamw", readout, [], config.learning_rate, config.weight_decay)
+    generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
+    identity = {**config.identity(), "model": encoder_hash(predictor)}
+    run = TrainingRun(
+        config.out,
+        identity,
+        Budget(config.steps, config.minutes),
+        {"readout": readout},
+        optimizer,
+        generators,
+        Processes(),
+        config.save_minutes,
+        defaults_of(config),
+    )
+    for step in run.steps():
+        run.set_cosine_rate(config.learning_rate, 100)
+        imagined = generators[0].random() < config.imagined_share
+        z, states = draw(train, predictor if imagined else None, config, generators[0], device)
+        z = z + config.noise * torch.randn(z.shape, generator=generators[1]).to(device)
+        with precision(device, config.dtype):
+            read = readout(z)
+        error = reading_loss(read, states)
+        run.optimise(error)
+        if step % config.log_every == 0:
+            run.log({"error": float(error.detach())})
+        if step and step % config.validate_every == 0:
+            run.log(validate(readout, held_out, predictor, config, device))
+    scores = validate(readout, held_out, predictor, config, device)
+    about = {**loaded.about, "readout": {**identity, "steps": run.budget.step, "validation": scores}}
+    out = save_world_model(config.out / "model", encoder, loaded.predictor, loaded.config, about=about, readout=readout)
+    plot_metrics(run.metrics_path, config.out / "curves.png", CURVES)
+    return out
+
+
+def build_readout(config: AlignConfig, cache: FeatureCache) -> HandReadout:
+    """A readout before its first step, drawn from the seed."""
+    torch.manual_seed(config.seed)
+    patches, features = cache.item_shape
+    centre = tuple(round(float(value), 4) for value in np.asarray(cache.states)[:, :3].mean(0))
+    return HandReadout(ReadoutConfig(features, patches, config.channels, config.hidden, centre))
+
+
+@torch.no_grad()
+def draw(
+    clips: FeatureClips,
+    predictor: ACPredictor | None,
+    config: AlignConfig,
+    generator: np.random.Generator,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Features [B, N, D], real or (with a predictor) imagined one step ahead, and the states [B, 7] recorded there."""
+    z, states = (part.to(device) for part in clips.sample(generator, config.batch, 1 if predictor is None else 2))
+    if predictor is None:
+        return z[:, 0].float(), states[:, 0]
+    with precision(device, config.dtype):
+        ahead = predictor(z[:, :1], action_between(states[:, :1], states[:, 1:]), states[:, :1]).z
+    return normalize(ahead[:, 0].float()), states[:, 1]
+
+
+@torch.no_grad()
+def validate(
+    readout: HandReadout,
+    clips: FeatureClips,
+    predictor: ACPredictor,
+    config: AlignConfig,
+    device: torch.device,
+    batches: int = 4,
+) -> dict[str, float]:
+    """Errors of the readout on held-out episodes, of real and (`imagined_...`) of imagined features."""
+    scores: dict[str, float] = {}
+    for prefix, source in (("", None), ("imagined_", predictor)):
+        rng = np.random.default_rng(config.seed)
+        drawn = [draw(clips, source, config, rng, device) for _ in range(batches)]
+        z, states = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        scores |= {prefix + name: value for name, value in reading_errors(readout(z), states).items()}
+    return scores
+
+
+def _open_cache(config: AlignConfig, encoder: Encoder, layers: int | None, camera: str) -> FeatureCache:
+    @torch.no_grad()
+    def encode(frames: np.ndarray) -> Tensor:
+        with precision(next(encoder.parameters()).device, config.dtype):
+            return encoder.encode_frames(frames[:, None], layers)[:, 0].float().cpu()
+
+    key = {"encoder": encoder_hash(encoder), "layers": layers, "image_size": encoder.config.image_size[0]}
+    return build_feature_cache(config.data, encode, key, config.cache or config.out / "features", camera=camera)
