@@ -27,13 +27,15 @@ class AgentSettings:
         repeat: Imagined steps that each of them is kept up for.
         execute: Actions executed of each plan (or of a policy's chunk) before looking again.
         context: Frames that the model sees.
-        schedule: When the next sub-goal is shown: budget, energy or arrival.
+        schedule: When the next sub-goal is shown: budget, energy or arrival (the default with the aligned objective).
         patience: With energy or arrival: show it after this many times the budget anyway.
         arrive_within: With arrival: how near the hand must be, as read from the image (m).
         gripper: Planned together with the arm (joint) or once the arm has arrived (last).
         gripper_margin: With "last": the gripper moves only if that lowers the energy by this fraction.
         gripper_deadband: Planned gripper deltas below this count as none.
         full_grip: A planned gripper motion is executed as a full opening or closing.
+        goal_gripper: Compare the gripper with the closedness recorded in the goal rather than read it from the images;
+            by default in grasp and pick-and-place. Of the objectives the aligned one alone takes notice.
         max_yaw: Bound of a planned turn about the vertical (rad); 0 leaves rotation out.
         seconds_per_action: Time after which a search stops; results then depend on the machine's speed.
         hold_margin: Hold unless a plan lowers holding's energy by more than this fraction.
@@ -62,6 +64,7 @@ class AgentSettings:
     gripper_margin: float | None = None
     gripper_deadband: float | None = None
     full_grip: bool | None = None
+    goal_gripper: bool | None = None
     max_yaw: float | None = None
     seconds_per_action: float | None = None
     hold_margin: float | None = None
@@ -88,11 +91,23 @@ class AgentSettings:
         return settings | ({"space": space} if space else {})
 
     def for_task(self, task: str) -> AgentSettings:
-        """The settings with what a task leaves open filled in: reaching, alone or with an object, plans no gripper."""
-        if task in ("reach", "reach_with_object") and self.max_gripper is None:
-            return replace(self, max_gripper=0.0)
-        return self
+        """The settings with what is left open filled in by the task's `USUAL` ones."""
+        usual = USUAL.get(task, {})
+        return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
 
+
+REACHING: dict[str, Any] = {"max_gripper": 0.0}
+GRASPING: dict[str, Any] = {
+    "gripper": "last",
+    "gripper_margin": 0.03,
+    "gripper_deadband": 0.1,
+    "full_grip": True,
+    "goal_gripper": True,
+    "max_yaw": 0.2,
+    "hold_margin": 0.05,
+    "patience": 1.5,
+}
+USUAL = {"reach": REACHING, "reach_with_object": REACHING, "grasp": GRASPING, "pick_place": GRASPING}
 
 Builder = Callable[[gymnasium.Env, Any, int, AgentSettings], Agent]
 
@@ -159,7 +174,7 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
 
     def build(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
         from armworld.planners.mpc import AgentConfig, PlanningAgent
-        from armworld.planners.objectives import make_objective
+        from armworld.planners.objectives import AlignedL1, make_objective
         from armworld.planners.registry import make_planner
 
         if oracle:
@@ -171,14 +186,18 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
 
             model = TurnedModel(model, settings.axes_yaw)
         name = planner or settings.oracle_planner
-        choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": settings.schedule}
+        objective = make_objective(
+            settings.objective, getattr(model, "readout", None), goal_gripper=bool(settings.goal_gripper)
+        )
+        schedule = settings.schedule or ("arrival" if isinstance(objective, AlignedL1) else "budget")
+        choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": schedule}
         choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}
         choices |= {"gripper_margin": settings.gripper_margin, "full_grip": settings.full_grip}
         choices |= {"patience": settings.patience, "arrive_within": settings.arrive_within}
         agent = PlanningAgent(
             model,
             make_planner(name, **settings.planner_settings(published=name == "cem_published")),
-            make_objective(settings.objective, getattr(model, "readout", None)),
+            objective,
             camera=camera_of(env, model),
             generator=torch.Generator().manual_seed(agent_seed(seed)),
             config=AgentConfig(**{key: value for key, value in choices.items() if value is not None}),

@@ -241,7 +241,7 @@ class PlanningAgent:
         if self.config.schedule == "budget":
             return self._steps_here >= budget
         if isinstance(self.objective, AlignedL1) and self.config.schedule == "arrival":
-            gap = self.objective.distance(self._frames[-1][0], self._goals[self._subgoal])
+            gap = self.objective.distance(*self._frames[-1], self._goals[self._subgoal])
             arrived = float(gap) <= self.config.arrive_within
         else:
             arrived = energy <= self.config.switch_energy or self._holds >= self.config.switch_holds

@@ -102,28 +102,37 @@ class PatchWeightedL1:
 class AlignedL1:
     """mean |z_H - z_goal| + weight * d(r(z_H), r(z_goal)), where r reads the hand from features (`HandReadout`).
 
-    d is in metres (`readout.hand_distance`). Both sides are read from images: no state of the goal is used.
+    d is in metres (`readout.hand_distance`). Both sides are read from images, but for the gripper with `goal_gripper`.
 
     Attributes:
         weight: Per metre. Feature maps a few centimetres apart differ by 0.1 to 0.3, so 6 lets the readout lead and the
             features decide what it cannot tell: the last millimetres and where objects are.
         yaw_metres, grip_metres: What a radian of yaw and a whole stroke of the gripper count for.
+        goal_gripper: Compare the imagined closedness with the one recorded in the goal, instead of what is read from
+            both images: fingers that meet a cup have moved by a pixel and a half.
     """
 
     readout: HandReadout
     weight: float = 6.0
     yaw_metres: float = 0.10
     grip_metres: float = 0.15
+    goal_gripper: bool = False
 
     def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
-        ahead = rollout.z[:, :, -1]
-        return (ahead - goal.z[:, None]).abs().mean((-2, -1)) + self.weight * self.distance(ahead, goal)
+        z, state = rollout.z[:, :, -1], rollout.state[:, :, -1]
+        return (z - goal.z[:, None]).abs().mean((-2, -1)) + self.weight * self.distance(z, state, goal)
 
-    def distance(self, z: Tensor, goal: LatentGoal) -> Tensor:
-        """d between what is read in features [B, S, N, D] and in the goal's: [B, S] (m)."""
+    def distance(self, z: Tensor, state: Tensor, goal: LatentGoal) -> Tensor:
+        """d of features [B, S, N, D] and robot states [B, S, 7] from the goal: [B, S] (m)."""
         from armworld.worldmodel.readout import hand_distance
 
-        return hand_distance(self.readout(z), self.readout(goal.z)[:, None], self.yaw_metres, self.grip_metres)
+        read, wanted = self.readout(z), self.readout(goal.z)[:, None]
+        if not self.goal_gripper:
+            return hand_distance(read, wanted, self.yaw_metres, self.grip_metres)
+        if goal.state is None:
+            raise ValueError("goal_gripper needs goal.state [B, 7], the goal's robot state; got None")
+        gap = (state[..., 6] - goal.state[:, None, 6].to(state)).abs()
+        return hand_distance(read, wanted, self.yaw_metres, 0.0) + self.grip_metres * gap
 
 
 @dataclass(frozen=True)
@@ -178,12 +187,13 @@ ALIGNED = "aligned"
 OBJECTIVE_NAMES = (*OBJECTIVES, ALIGNED)
 
 
-def make_objective(name: str | None, readout: HandReadout | None = None) -> Objective:
+def make_objective(name: str | None, readout: HandReadout | None = None, goal_gripper: bool = False) -> Objective:
     """The objective called `name`; `+state` adds 0.1 of the robot-state cost.
 
     Args:
         name: One of `OBJECTIVE_NAMES`; None is "aligned" where the model has a readout, else "final".
         readout: The model's, for "aligned".
+        goal_gripper: See `AlignedL1`; the other objectives take no notice.
 
     Raises:
         ValueError: Unknown name (the valid ones are listed), or "aligned" for a model without a readout.
@@ -194,11 +204,11 @@ def make_objective(name: str | None, readout: HandReadout | None = None) -> Obje
         return OBJECTIVES[name]()
     if readout is None:
         raise ValueError("objective 'aligned' needs a world model with a readout (armworld align); this one has none")
-    return AlignedL1(readout)
+    return AlignedL1(readout, goal_gripper=goal_gripper)
 
 
 def needs_goal_state(objective: Objective) -> bool:
     """Whether the objective reads the goal's robot state (and so is not image-only)."""
     if isinstance(objective, WeightedSum):
         return any(needs_goal_state(term) for _, term in objective.terms)
-    return isinstance(objective, RobotState)
+    return isinstance(objective, RobotState) or (isinstance(objective, AlignedL1) and objective.goal_gripper)

@@ -17,7 +17,8 @@ SHORTER = {  # what a reader would run for minutes or hours
     "2000000-2000049": "2000000-2000000",
     "--minutes 30": "--steps 2",
     "--out runs/doctor": "--episodes 8 --out runs/doctor",
-    "--out runs/recipe": "--scale 0.006 --pretrain-minutes 0.02 --posttrain-minutes 0.02 --out runs/recipe",
+    "--out runs/recipe": "--scale 0.006 --pretrain-minutes 0.02 --sharpen-minutes 0.02 --posttrain-minutes 0.02 "
+    "--align-minutes 0.02 --out runs/recipe",
     "--episodes 2 --out runs/cameras": "--episodes 1 --max-steps 2 --moves 4 --out runs/cameras",
     "--seconds 4 --rollouts 4": "--seconds 1 --rollouts 4 --max-steps 2",
     "--out runs/mine": "--episodes 1 --baselines none --out runs/mine",

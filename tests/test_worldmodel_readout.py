@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from armworld.planners.objectives import AlignedL1, FinalL1, LatentGoal, make_objective
+from armworld.planners.objectives import AlignedL1, FinalL1, LatentGoal, make_objective, needs_goal_state
 from armworld.worldmodel.align import AlignConfig, align
 from armworld.worldmodel.checkpoint import load_checkpoint, load_world_model
 from armworld.worldmodel.model import Rollout
@@ -75,6 +75,21 @@ def test_the_aligned_energy_is_the_l1_plus_the_distance_read():
     torch.testing.assert_close(energy(rollout, goal), expected)
     there = Rollout(goal.z[:, None, None], torch.zeros(2, 1, 1, 7))
     assert torch.equal(energy(there, goal), torch.zeros(2, 1))
+
+
+def test_the_gripper_of_the_goal_may_be_given_instead_of_read():
+    torch.manual_seed(0)
+    readout = HandReadout(ReadoutConfig(features=8, patches=4))
+    rollout = Rollout(torch.randn(2, 5, 1, 4, 8), torch.rand(2, 5, 1, 7))
+    goal = LatentGoal(torch.randn(2, 4, 8), torch.rand(2, 7))
+    energy = AlignedL1(readout, weight=2.0, grip_metres=0.3, goal_gripper=True)
+    blind = AlignedL1(readout, weight=2.0, grip_metres=0.0)
+    assert goal.state is not None
+    gap = (rollout.state[:, :, 0, 6] - goal.state[:, None, 6]).abs()
+    torch.testing.assert_close(energy(rollout, goal), blind(rollout, goal) + 0.6 * gap)
+    assert needs_goal_state(energy) and not needs_goal_state(blind)
+    with pytest.raises(ValueError, match=r"goal_gripper needs goal\.state"):
+        energy(rollout, LatentGoal(goal.z))
 
 
 def test_the_objective_follows_what_the_model_has():

@@ -1,19 +1,21 @@
 """`armworld recipe`: everything that makes the shipped weights, as one resumable command with a time budget.
 
-Collect three mixes of behaviours in lab1 -> pretrain the encoder -> train the predictor on its frozen features ->
-export. Each stage resumes by itself, so the same command goes on wherever it stopped. With a GPU the same settings
-take more steps in the same minutes.
+Collect five mixes of behaviours in lab1 -> pretrain the encoder in two stages -> train the predictor on its frozen
+features -> align the energy -> export. Each stage resumes by itself, so the same command goes on wherever it stopped.
+With a GPU the same settings take more steps in the same minutes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from armworld.datasets.behaviours import Mix
 from armworld.datasets.collect import CollectConfig, collect
+from armworld.worldmodel.align import AlignConfig, align
 from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
 from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
@@ -25,9 +27,11 @@ class RecipeConfig:
 
     Attributes:
         out: Folder for data, runs and the exported checkpoint; the same command goes on with what it holds.
-        pretrain_minutes: Training time of the encoder.
+        pretrain_minutes: Training time of the encoder, first stage: every patch follows the hand.
+        sharpen_minutes: Second stage: all patches together tell the hand's depth, yaw and fingers.
         posttrain_minutes: Training time of the predictor.
-        scale: Factor on the number of episodes; 1 is 3,000 episodes, 78,000 frames.
+        align_minutes: Training time of the readout that aligns the energy.
+        scale: Factor on the number of episodes; 1 is 4,400 episodes, 114,400 frames.
         workers: Processes that collect.
         control: Also train the same predictor over an untrained encoder of the same size.
         seed: Seed of both trainings; the data's seeds are fixed.
@@ -36,8 +40,10 @@ class RecipeConfig:
     """
 
     out: Path
-    pretrain_minutes: float = 22.0
-    posttrain_minutes: float = 45.0
+    pretrain_minutes: float = 26.0
+    sharpen_minutes: float = 25.0
+    posttrain_minutes: float = 65.0
+    align_minutes: float = 8.0
     scale: float = 1.0
     workers: int = 2
     control: bool = False
@@ -50,20 +56,26 @@ class RecipeConfig:
             raise ValueError(f"scale must be positive, got {self.scale}")
 
     def mixes(self) -> list[CollectConfig]:
-        """Reaching and play; grasping; picking and placing. Seeds do not overlap."""
+        """Reaching and play; grasping; picking and placing; single motions at objects. Seeds do not overlap."""
         reach = Mix(reach=0.5, play=0.3, objects=0.2)
         grasp = Mix(reach=0, play=0, objects=0.25, expert=0.2, noisy_expert=0.35, recover=0.2)
         place = Mix(reach=0, play=0, objects=0.1, expert=0.25, noisy_expert=0.4, recover=0.25)
+        single = Mix(single=1)
+        again = Mix(single=0.2, expert=0.25, noisy_expert=0.3, recover=0.25)
         both = ("cup", "box")
         return [
             self._mix("reach", 1500, 0, reach, ("cup",)),
             self._mix("grasp", 900, 100_000, grasp, both),
             self._mix("pick_place", 600, 200_000, place, both),
+            self._mix("grasp", 900, 300_000, single, (*both, "bottle"), "single"),
+            self._mix("pick_place", 500, 400_000, again, both, "pick_place_again"),
         ]
 
-    def _mix(self, task: str, episodes: int, seed: int, mix: Mix, objects: tuple[str, ...]) -> CollectConfig:
+    def _mix(
+        self, task: str, episodes: int, seed: int, mix: Mix, objects: tuple[str, ...], name: str | None = None
+    ) -> CollectConfig:
         return CollectConfig(
-            out=self.out / "data" / task,
+            out=self.out / "data" / (name or task),
             episodes=max(2, round(self.scale * episodes)),
             seed=seed,
             workers=self.workers,
@@ -73,17 +85,45 @@ class RecipeConfig:
         )
 
     def pretraining(self, data: tuple[Path, ...]) -> PretrainConfig:
-        """The encoder's training."""
+        """The encoder's training, first stage."""
         return PretrainConfig(
             data=data,
-            out=self.out / "encoder",
+            out=self.out / "encoder_first",
             size="tiny",
             depth=6,
             predictor_width=96,
             predictor_depth=4,
             predictor_heads=3,
             state_loss=1.0,
+            state_readout="tokens",
+            optimizer="muon",
+            learning_rate=2e-3,
             minutes=self.pretrain_minutes,
+            seed=self.seed,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def sharpening(self, data: tuple[Path, ...], encoder: str) -> PretrainConfig:
+        """The encoder's training, second stage, from the first stage's encoder."""
+        return replace(
+            self.pretraining(data),
+            out=self.out / "encoder",
+            init=encoder,
+            state_readout="hand",
+            batch=32,
+            state_batch=128,
+            minutes=self.sharpen_minutes,
+        )
+
+    def aligning(self, data: tuple[Path, ...], model: str, name: str) -> AlignConfig:
+        """The readout's training over a world model."""
+        return AlignConfig(
+            data=data,
+            model=model,
+            out=self.out / f"{name}_aligned",
+            cache=self.out / name / "features",
+            minutes=self.align_minutes,
             seed=self.seed,
             device=self.device,
             dtype=self.dtype,
@@ -123,20 +163,26 @@ def recipe(config: RecipeConfig, console: Console | None = None) -> Path:
     data = tuple(mix.out for mix in mixes)
     console.rule("pretrain the encoder")
     pretraining = config.pretraining(data)
-    encoder = str(pretrain(pretraining))
+    sharpening = config.sharpening(data, str(pretrain(pretraining)))
+    encoder = str(pretrain(sharpening))
     console.rule("train the predictor")
     model = posttrain(config.posttraining(data, encoder, "predictor"))
-    out = export(model, config.out / "weights", pretraining)
+    console.rule("align the energy")
+    model = align(config.aligning(data, str(model), "predictor"))
+    out = export(model, config.out / "weights", [pretraining, sharpening])
     if config.control:
         console.rule("train the control over an untrained encoder")
-        posttrain(config.posttraining(data, f"random:{pretraining.size}:{pretraining.depth}", "control"))
+        control = f"random:{pretraining.size}:{pretraining.depth}"
+        align(config.aligning(data, str(posttrain(config.posttraining(data, control, "control"))), "control"))
     console.print(f"weights: {out}")
     return out
 
 
-def export(model: Path, out: Path, pretraining: PretrainConfig) -> Path:
+def export(model: Path, out: Path, stages: Sequence[PretrainConfig]) -> Path:
     """The checkpoint in 16 bits, with how its encoder was made."""
     loaded = load_checkpoint(model)
     assert loaded.predictor is not None and loaded.config is not None
-    about = {**loaded.about, "pretraining": pretraining.identity()}
-    return save_world_model(out, loaded.encoder, loaded.predictor, loaded.config, about=about, storage="float16")
+    made = [{**stage.identity(), "init": stage.init and Path(stage.init).parent.name} for stage in stages]
+    about = {**loaded.about, "pretraining": made}
+    parts = (loaded.encoder, loaded.predictor, loaded.config)
+    return save_world_model(out, *parts, readout=loaded.readout, about=about, storage="float16")
