@@ -72,7 +72,7 @@ class BCTrainConfig:
         noise_draws: Diffusion steps and noises drawn per readout and optimiser step: the head costs little.
         steps: Optimiser steps; none to train by time alone.
         minutes: Wall-time budget, resumed runs included; none to train by steps alone.
-        optimizer: adamw, as in Octo, or muon for the matrices of the transformer's and the head's blocks.
+        optimizer: adamw, as in Octo, or muon for the matrices of the transformer's blocks.
         learning_rate: Peak of the cosine schedule.
         warmup: Steps of linear warmup, at most a tenth of the budget.
         weight_decay: Decay of matrices.
@@ -102,7 +102,7 @@ class BCTrainConfig:
     augment: bool = True
     ema: float = 0.999
     batch: int = 64
-    noise_draws: int = 8
+    noise_draws: int = 4
     steps: int | None = None
     minutes: float | None = None
     optimizer: str = "adamw"
@@ -200,8 +200,7 @@ def train(config: BCTrainConfig) -> Path:
     policy = Policy(network_config(config, sources)).to(device)
     average = copy.deepcopy(policy).requires_grad_(False)
     model = processes.wrap(policy)
-    blocks = (*policy.blocks, *policy.head.blocks)
-    optimizer = make_optimizer(config.optimizer, policy, blocks, config.learning_rate, config.weight_decay)
+    optimizer = make_optimizer(config.optimizer, policy, policy.blocks, config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     modules: dict[str, nn.Module] = {"policy": policy, "average": average}
     budget = Budget(config.steps, config.minutes)

@@ -110,9 +110,9 @@ class ConvStem(nn.Module):
 
     def forward(self, frames: Tensor, goals: Tensor) -> Tensor:
         """uint8 or [0, 255] float [B, 3, H, W] each -> [B, N, P]."""
-        x = torch.cat([frames, goals], 1)
-        low = torch.is_autocast_enabled(x.device.type)  # the largest tensors here: cast before they are computed with
-        x = x.to(torch.get_autocast_dtype(x.device.type) if low else torch.float32) / 127.5 - 1
+        kind = frames.device.type  # the largest tensors of all: cast before they are computed with
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        x = torch.cat([frames.to(dtype), goals.to(dtype)], 1).div_(127.5).sub_(1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)), inplace=True)
         return self.proj(x).flatten(2).transpose(1, 2)
