@@ -80,6 +80,11 @@ def plans(name: str) -> bool:
     return AGENTS[check_name("agent", name, agent_names())].model
 
 
+def imagines(name: str) -> bool:
+    """Whether the agent plans on a world model, rather than play a policy or a script."""
+    return plans(name) and AGENTS[name].load is AGENTS["cem"].load
+
+
 def build_agent(name: str, model: str, seed: int, settings: AgentSettings) -> Agent:
     """Make an agent inside its process.
 

@@ -17,31 +17,31 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 
-from armworld.evaluation.agents import AgentSettings
+from armworld.evaluation.agents import AgentSettings, load_model
 from armworld.evaluation.files import commit, plain, write_json
-from armworld.real.agent_process import AgentLink, AgentProcess, InlineAgent
-from armworld.real.agents import ServoAgent, agent_names, build_agent, plans
+from armworld.real.agent_process import AgentLink, AgentProcess
+from armworld.real.agents import agent_names, build_agent, imagines
 from armworld.real.cameras import Framing
 from armworld.real.cell import Cell, Outcome, SessionConfig, StopRequest
+from armworld.real.driving import Driver
 from armworld.real.gate import SafetyGate
 from armworld.real.goals import load_goal, save_goal
 from armworld.real.journal import Journal, JournalError, finish
+from armworld.real.opening import ModelFacts, confirm_live, model_facts, open_cell
 from armworld.real.page import LivePage
 from armworld.real.preflight import Preflight, preflight
 from armworld.real.protocols import Camera
 from armworld.real.session import ENDED_WELL, Session
-from armworld.real.setup import CellConfig, sim_cell
-from armworld.real.simulated import SimulatedConfig, SimulatedRobot
-from armworld.types import Goal, Observation, check_name
+from armworld.real.setup import CellConfig
+from armworld.types import Goal, check_name
 
 # Where the simulated cell draws goals from: flange position (m) and turn about the vertical (rad).
 GOAL_LOW, GOAL_HIGH = np.array([0.40, -0.22, 0.22, -0.3]), np.array([0.60, 0.22, 0.42, 0.3])
-DRIVE_STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class DeployConfig(AgentSettings, CellConfig):
         task: What is being done, in words, for the log.
         live: Send commands. Asks for a typed confirmation.
         slow_steps: First moves that keep a fifth of the speed limit.
+        jog: Before the first episode, jog the arm by 5 cm along each axis and end where the world model misreads what
+            the camera then shows: live (where an agent plans on a world model, on hardware), always (with --sim as
+            well) or never. A dry run moves nothing, so it never jogs.
+        reference: A picture of what the model was trained to see, to lay over the live one in the jogs' page.
         agent_threads: Threads of the agent's process.
         page: Serve the live page.
         page_host, page_port: Where; port 0 takes a free one.
@@ -83,6 +87,8 @@ class DeployConfig(AgentSettings, CellConfig):
     task: str = "reach the goal image"
     live: bool = False
     slow_steps: int = 4
+    jog: Literal["live", "always", "never"] = "live"
+    reference: Path | None = None
     agent_threads: int = 1
     page: bool = True
     page_host: str = "127.0.0.1"
@@ -96,6 +102,10 @@ class DeployConfig(AgentSettings, CellConfig):
             raise ValueError("give --goal: a picture, or a folder made by `armworld goal`")
         if self.episodes != 1 and not (self.sim and not self.goal):
             raise ValueError("--episodes above 1 is for drawn goals, with --sim")
+        if self.reference is not None and not self.reference.is_file():
+            raise ValueError(f"reference {self.reference} is not a file")
+        if self.jog == "always" and not imagines(self.agent):
+            raise ValueError(f"--jog always asks what a world model reads, and agent {self.agent!r} plans on none")
         if self.budgets and len(self.budgets) != len(self.goal):
             raise ValueError(f"give one budget per sub-goal: {len(self.goal)} goals, {len(self.budgets)} budgets")
         if min(self.steps, self.episodes, self.agent_threads) < 1 or self.slow_steps < 0 or self.done_m < 0:
@@ -106,36 +116,11 @@ class DeployConfig(AgentSettings, CellConfig):
         """Whether commands are sent: with --live, and always to the simulated robot."""
         return self.live or self.sim
 
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What the deployment must know of the model before the agent's process loads it."""
-
-    step_seconds: float
-    size: tuple[int, int]
-    camera: str
-
-
-def model_facts(config: DeployConfig) -> ModelFacts:
-    """The model's step, picture size and camera, or the settings' where no model is used.
-
-    Raises:
-        ValueError: The settings contradict the model.
-    """
-    size = (config.image_size or 256, config.image_size or 256)
-    facts = ModelFacts(config.step_seconds or 0.25, size, "left")
-    if not plans(config.agent):
-        return facts
-    from armworld.evaluation.agents import load_model
-
-    model: Any = load_model(config.agent, config.model)
-    seen = model.image_size or size  # None: it looks at no image
-    found = ModelFacts(float(model.step_seconds), (int(seen[0]), int(seen[1])), model.camera or "left")
-    if config.step_seconds and abs(config.step_seconds - found.step_seconds) > 1e-6:
-        raise ValueError(f"the model's step is {found.step_seconds} s, --step-seconds says {config.step_seconds}")
-    if config.image_size and size != found.size:
-        raise ValueError(f"the model sees {found.size[0]} x {found.size[1]}, --image-size says {config.image_size}")
-    return found
+    @property
+    def jogs(self) -> bool:
+        """Whether the arm is jogged before the first episode: never in a dry run."""
+        asked = self.jog == "always" or (self.jog == "live" and not self.sim)
+        return asked and self.moves and imagines(self.agent)
 
 
 def deploy(config: DeployConfig, console: Console | None = None, ask: Callable[[str], str] = input) -> int:
@@ -151,17 +136,17 @@ def deploy(config: DeployConfig, console: Console | None = None, ask: Callable[[
         DeviceLost: A device did not connect.
     """
     console = console or Console()
-    facts = model_facts(config)
+    facts = model_facts(config, config.agent, config.model)
     stop = StopRequest()
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals(stop))
-        robot, cell = _open_cell(config, facts, stack)
+        cell = open_cell(config, facts.size, facts.camera, config.object, config.lab, stack)
         gate = SafetyGate(config.limits(facts.step_seconds), max_identical=None if config.sim else 3)
         settings = config if config.goal else config.for_task("reach")  # drawn goals leave the gripper open
         factory = partial(build_agent, config.agent, config.model, config.seed, settings)
         agent = stack.enter_context(AgentProcess(factory, config.agent_threads))
         run = _Run(config, facts, cell, gate, agent, stop, console, ask)
-        outcomes = [run.episode(number, robot) for number in _episodes(config, stop)]
+        outcomes = [run.episode(number) for number in _episodes(config, stop)]
     return _summary(config, outcomes, stop, console)
 
 
@@ -169,22 +154,6 @@ def _episodes(config: DeployConfig, stop: StopRequest) -> Iterator[int]:
     for number in range(config.episodes):
         if not stop.event.is_set():
             yield number
-
-
-def _open_cell(
-    config: DeployConfig, facts: ModelFacts, stack: contextlib.ExitStack
-) -> tuple[SimulatedRobot | None, Cell]:
-    robot = None
-    if config.sim:
-        thing = None if config.object == "none" else config.object
-        settings = SimulatedConfig(cameras=(facts.camera,), size=facts.size, object=thing, lab=config.lab)
-        robot = stack.enter_context(SimulatedRobot(settings))
-        cell = sim_cell(robot)
-    else:
-        cell = config.cell(Framing(facts.size, config.crop or None))
-    cell.connect()
-    stack.callback(cell.close)
-    return robot, cell
 
 
 @contextlib.contextmanager
@@ -223,9 +192,11 @@ class _Run:
         started = datetime.now(UTC)
         self.folder = config.out / f"{started:%Y-%m-%d_%Hh%Mm%Ss}"
         self.rng = np.random.default_rng(config.seed)
+        slow = not config.sim
+        self.driver = Driver(cell, gate, self.folder / "drives", stop, self._header, slow)
 
-    def episode(self, number: int, robot: SimulatedRobot | None) -> Outcome:
-        """Goal, pre-flight, confirmation, loop, log."""
+    def episode(self, number: int) -> Outcome:
+        """Goal, pre-flight, confirmation, jogs before the first, loop, log."""
         checked = self._preflight()
         goal = self._goal(number)
         if self.stop.event.is_set():
@@ -233,6 +204,10 @@ class _Run:
         self.agent.reset(goal)
         if self.config.live and not self.config.sim:
             self._confirm_live(checked)
+        if number == 0 and self.config.jogs:
+            self._jog()
+            if self.stop.event.is_set():
+                return Outcome(self.stop.reason, 0, {}, None, 0.0)
         return self._run(self.folder / f"episode{number:02d}", goal)
 
     def _preflight(self) -> Preflight:
@@ -246,18 +221,36 @@ class _Run:
 
     def _confirm_live(self, checked: Preflight) -> None:
         """The operator types the arm's address. A pre-flight that has aged meanwhile is repeated."""
-        limits = self.gate.limits
-        self.console.print(
-            f"LIVE: {self.config.agent} will move the arm at {self.config.host}, at most {self.config.steps} steps of "
-            f"{limits.step_seconds} s and {1000 * limits.max_speed:.0f} mm/s, flange in {limits.workspace.low} … "
-            f"{limits.workspace.high}. Stand clear, keep the enabling device and the hardware stop in hand.",
-            highlight=False,
-        )
-        typed = self.ask(f"Type {self.config.host} to start, anything else to leave: ").strip()
-        if typed != self.config.host:
-            raise ValueError(f"not confirmed: expected {self.config.host!r}, got {typed!r}; nothing has moved")
+        jogs = "jogged by 5 cm along each axis, then " if self.config.jogs else ""
+        what = f"the arm at {self.config.host} will be {jogs}moved by {self.config.agent} for {self.config.steps} steps"
+        confirm_live(self.config.host, what, self.gate.limits, self.ask, self.console)
         if not checked.fresh(time.monotonic()):
             self._preflight()
+
+    def _jog(self) -> None:
+        """Whether the model understands what this camera shows of the arm's motion; a bad verdict ends it here."""
+        from armworld.evaluation.preflight_page import print_marks, read_picture
+        from armworld.real.jogs import examine
+
+        model = load_model(self.config.agent, self.config.model)
+        reference = self.config.reference
+        picture = None if reference is None else read_picture(reference, self.facts.size)
+        marks = examine(
+            model,
+            self.driver,
+            self.facts.camera,
+            picture,
+            self.folder / "preflight",
+            asdict(self.config),
+            self.config.seed,
+        )
+        if marks is None:  # the operator stopped it
+            return
+        print_marks(marks, self.console)
+        self.console.print(f"jogs {self.folder / 'preflight' / 'index.html'}", highlight=False, soft_wrap=True)
+        if marks[0][0] == "bad":
+            raise ValueError(f"pre-flight failed: {marks[0][1]} ({marks[1][1]})")
+        self._preflight()  # the earlier one has aged
 
     def _confirm(self, question: str) -> bool:
         """Reconnection or recovery: the operator types yes. Nobody answers for the simulated robot."""
@@ -270,30 +263,14 @@ class _Run:
             budgets = self.config.budgets or (self.config.steps,) * len(self.config.goal)
             framing = Framing(self.facts.size, self.config.crop or None)
             return load_goal(self.config.goal, budgets, dict.fromkeys(self.cell.cameras, framing))
-        home = self.look()["state"]
+        home = self.driver.look()["state"]
         target = np.array([*self.rng.uniform(GOAL_LOW[:3], GOAL_HIGH[:3]), *home[3:6], 0.0])
         target[5] += self.rng.uniform(GOAL_LOW[3], GOAL_HIGH[3])
-        there = self.drive(target, f"goal{number:02d}")
+        self.driver.drive(target, f"goal{number:02d}")
+        there = self.driver.look()
         save_goal(self.folder / f"goal{number:02d}", there)
-        self.drive(np.asarray(home, float), f"home{number:02d}")
+        self.driver.drive(np.asarray(home, float), f"home{number:02d}")
         return Goal((there,), (self.config.steps,))
-
-    def drive(self, state: np.ndarray, name: str) -> Observation:
-        """Servo to a state [7] through the gate and answer what is seen there."""
-        servo = ServoAgent()
-        goal = Goal(({"state": state},), (DRIVE_STEPS,))
-        servo.reset(goal)
-        config = SessionConfig(steps=DRIVE_STEPS, live=True, slow_steps=0, done_m=0.002)
-        self._session(self.folder / "drives" / name, goal, config, InlineAgent(servo)).run()
-        time.sleep(self.gate.limits.max_frame_age)  # the arm comes to rest, and a frame shows it
-        return self.look()
-
-    def look(self) -> Observation:
-        """State and newest frames."""
-        arm = self.cell.arm.read()
-        closedness = self.cell.gripper.read().closedness if self.cell.gripper is not None else 0.0
-        frames = {name: camera.read().image for name, camera in self.cell.cameras.items()}
-        return {"state": np.array([*arm.pose, closedness], np.float32), **frames}
 
     def _run(self, folder: Path, goal: Goal) -> Outcome:
         config = SessionConfig(

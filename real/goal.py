@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +17,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from armworld.real.agent_process import InlineAgent
-from armworld.real.agents import ServoAgent
-from armworld.real.cameras import Framing
-from armworld.real.cell import Cell, SessionConfig
+from armworld.real.driving import Driver
 from armworld.real.gate import SafetyGate
 from armworld.real.goals import save_goal
-from armworld.real.journal import Journal
-from armworld.real.session import Session
-from armworld.real.setup import CellConfig, sim_cell
-from armworld.real.simulated import SimulatedConfig, SimulatedRobot
-from armworld.types import Goal, Observation
-
-DRIVE_STEPS = 60
+from armworld.real.opening import open_cell
+from armworld.real.setup import CellConfig
 
 
 @dataclass(frozen=True)
@@ -68,47 +59,16 @@ def goal(config: GoalConfig, console: Console | None = None, ask: Callable[[str]
     size = (config.image_size or 256, config.image_size or 256)
     gate = SafetyGate(config.limits(config.step_seconds or 0.25), max_identical=None)
     with contextlib.ExitStack() as stack:
-        if config.sim:
-            thing = None if config.object == "none" else config.object
-            robot = stack.enter_context(SimulatedRobot(SimulatedConfig(size=size, object=thing, lab=config.lab)))
-            cell = sim_cell(robot)
-        else:
-            cell = config.cell(Framing(size, config.crop or None))
-        cell.connect()
-        stack.callback(cell.close)
+        cell = open_cell(config, size, "left", config.object, config.lab, stack)
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        driver = Driver(cell, gate, logs)
         if config.state is not None:
-            drive(cell, gate, np.array(config.state))
+            outcome = driver.drive(np.array(config.state), "drive")
+            if outcome.reason != "arrived":
+                raise ValueError(f"the arm did not get to {list(config.state)}: {outcome.reason}")
         elif not config.sim:
             ask("Guide the arm to the goal, leave the picture, release the buttons; then press Enter: ")
-        observation = look(cell, gate)
+        observation = driver.look()
     save_goal(config.out, observation)
     console.print(f"goal {config.out}: flange at {np.round(observation['state'][:3], 3)} m", highlight=False)
     return 0
-
-
-def drive(cell: Cell, gate: SafetyGate, state: np.ndarray) -> None:
-    """Servo the simulated arm to a state [7] through the gate; ValueError if it does not get there."""
-    servo = ServoAgent()
-    servo.reset(Goal(({"state": state},), (DRIVE_STEPS,)))
-    config = SessionConfig(steps=DRIVE_STEPS, live=True, slow_steps=0, done_m=0.002)
-    with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "drive", {})
-        outcome = Session(cell, gate, InlineAgent(servo), journal, config, goal_state=state).run()
-    if outcome.reason != "arrived":
-        raise ValueError(f"the arm did not get to {state.tolist()}: {outcome.reason}")
-
-
-def look(cell: Cell, gate: SafetyGate) -> Observation:
-    """State and newest frames of a cell at rest. Raises ValueError where a frame or the state is not fit for use."""
-    from armworld.real.gate import View
-
-    time.sleep(gate.limits.max_frame_age)  # what the frames show from now on is the arm at rest
-    arm = cell.arm.read()
-    gripper = cell.gripper.read() if cell.gripper is not None else None
-    state = np.array([*arm.pose, gripper.closedness if gripper is not None else 0.0])
-    frames = {name: camera.read() for name, camera in cell.cameras.items()}
-    views = {name: View(frame, cell.cameras[name].features["image"].shape) for name, frame in frames.items()}
-    decision = gate.admit(time.monotonic(), state, arm.time_s, views, gripper.width_m if gripper else None)
-    if decision.verdict == "hold":
-        raise ValueError("not fit for a goal: " + "; ".join(text for _, text in decision.reasons))
-    return {"state": state.astype(np.float32), **{name: frame.image for name, frame in frames.items()}}

@@ -12,7 +12,8 @@ from torch import Tensor
 from armworld.evaluation.files import read_json
 from armworld.evaluation.jogging import jog, judge, read_jogs
 from armworld.evaluation.picture import figure_png
-from armworld.evaluation.preflight import Live, PreflightConfig, preflight, preflight_figure
+from armworld.evaluation.preflight import PreflightConfig, preflight
+from armworld.evaluation.preflight_page import Live, preflight_figure
 from armworld.planners.turning import turn_actions
 from armworld.pose import apply_action
 from armworld.types import Observation
@@ -82,8 +83,8 @@ def test_a_yaw_that_means_nothing_is_bad() -> None:
 
 def test_the_picture_is_drawn_with_and_without_a_known_camera() -> None:
     found, frame = findings(10.0), np.zeros((32, 32, 3), np.uint8)
-    for arrows in (None, np.array([[10, 10], [20, 10], [10, 20], [5, 5.0]])):
-        assert figure_png(preflight_figure(found, Live(frame, arrows), frame), dpi=40)[:4] == b"\x89PNG"
+    for arrows, reference in ((None, None), (np.array([[10, 10], [20, 10], [10, 20], [5, 5.0]]), frame)):
+        assert figure_png(preflight_figure(found, Live(frame, arrows), reference), dpi=40)[:4] == b"\x89PNG"
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
@@ -91,6 +92,14 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         preflight(PreflightConfig(azimuth="-30,30", out=tmp_path), Console(quiet=True))
     with pytest.raises(ValueError, match=r"nowhere\.png"):
         PreflightConfig(reference=tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match="--workspace is for a robot cell"):
+        PreflightConfig(workspace=(0, 0, 0, 1, 1, 1))
+    with pytest.raises(ValueError, match="--elevation is for the simulated cell"):
+        PreflightConfig(sim=True, elevation="10")
+    with pytest.raises(ValueError, match="--live is for an arm"):
+        PreflightConfig(sim=True, live=True)
+    with pytest.raises(ValueError, match="--workspace and --fingertips"):
+        PreflightConfig(host="172.16.0.2")
 
 
 @pytest.mark.slow

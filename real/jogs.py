@@ -1,0 +1,193 @@
+"""Jogs of 5 cm along each axis of an arm, through the safety gate: does the model read what the camera then shows?
+
+The same jogs and the same judgement as in simulation (`evaluation/jogging.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from armworld.evaluation.jogging import AXES, JOG_M, Jogs, jog, judge, read_jogs
+from armworld.evaluation.preflight_page import Live, preflight_record, print_marks, read_picture, write_page
+from armworld.pose import apply_action
+from armworld.real.cell import SessionConfig, StopRequest
+from armworld.real.driving import Driver
+from armworld.real.gate import SafetyGate
+from armworld.real.limits import Limits
+from armworld.real.opening import confirm_live, facts_of, open_cell
+from armworld.real.preflight import preflight
+from armworld.real.session import ENDED_WELL
+from armworld.real.swept import Path as SweptPath
+from armworld.types import Observation, check_name
+
+if TYPE_CHECKING:
+    from armworld.evaluation.preflight import PreflightConfig
+
+SPARE_STEPS = 6  # beyond those that the way takes at its speed: to come to rest where it was sent
+SHORTEST = 0.5  # of a jog; an arm that went less far was held up by something
+
+
+class JogFailed(ValueError):
+    """A jog has no room, was stopped by the gate or a fault, or fell short."""
+
+
+class _Jogger:
+    """One jog after another; knows which one is under way."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self.seen, self.count = driver, driver.look(), 0
+        self.steps = _steps(driver.gate.limits, driver.slow)
+
+    def move(self, action: np.ndarray) -> Observation:
+        """Drive by `action` [7] and answer what is seen then."""
+        way, axis = "+-"[self.count % 4 // 2], AXES[self.count // 4]
+        name = f"jog {way}{axis}" + (" and back" if self.count % 2 else "")
+        before = np.asarray(self.seen["state"], float)
+        outcome = self.driver.drive(apply_action(before, action), f"jog{self.count:02d}", self.steps)
+        if outcome.reason not in ENDED_WELL:
+            raise JogFailed(f"{name} ended: {outcome.reason}")
+        self.seen = self.driver.look()
+        went, wanted = np.asarray(self.seen["state"], float)[:3] - before[:3], np.asarray(action, float)[:3]
+        if went @ wanted < SHORTEST * wanted @ wanted:
+            told = f"the arm went {1000 * float(np.linalg.norm(went)):.0f} mm"
+            raise JogFailed(f"{name}: {told} instead of {1000 * float(np.linalg.norm(wanted)):.0f}")
+        self.count += 1
+        return self.seen
+
+
+def _steps(limits: Limits, slow: bool) -> int:
+    """Steps that a jog takes at the speed allowed, with some to spare."""
+    speed = limits.max_speed * (SessionConfig().slow_scale if slow else 1.0)
+    return math.ceil(JOG_M / (speed * limits.step_seconds)) + SPARE_STEPS
+
+
+def check_room(limits: Limits, state: np.ndarray) -> None:
+    """Whether every jog from `state` [7] ends inside the boxes, before any is begun.
+
+    Raises:
+        JogFailed: Names the jogs that do not.
+    """
+    blocked = []
+    for axis in range(3):
+        for sign in (1, -1):
+            target = np.array(state, float)
+            target[axis] += sign * JOG_M
+            flange, tips, _ = SweptPath.between(np.asarray(state, float), target).points(
+                np.ones(1), limits.fingers.points()
+            )
+            outside = max(limits.workspace.outside(flange).max(), limits.fingertips.outside(tips).max())
+            if outside > 0:
+                blocked.append(f"{'+' if sign > 0 else '-'}{AXES[axis]} ({1000 * outside:.0f} mm outside)")
+    if blocked:
+        told = ", ".join(blocked)
+        raise JogFailed(f"no room for jogs of {100 * JOG_M:.0f} cm: {told}; bring the arm nearer to its box's middle")
+
+
+def jog_arm(driver: Driver, camera: str) -> Jogs | None:
+    """The twelve moves of `jogging.jog`, each a drive through the gate with a log of its own.
+
+    Answers None where the driver's stop request ended them.
+
+    Raises:
+        ValueError: No such camera; `JogFailed`.
+        DeviceError: A device does not answer.
+    """
+    check_name("camera", camera, driver.cell.cameras)
+    jogger = _Jogger(driver)
+    check_room(driver.gate.limits, np.asarray(jogger.seen["state"], float))
+    try:
+        return jog(lambda: jogger.seen, jogger.move, camera)
+    except JogFailed:
+        if driver.stop.event.is_set():
+            return None
+        raise
+
+
+def examine(
+    model: Any,
+    driver: Driver,
+    camera: str,
+    reference: np.ndarray | None,
+    out: Path,
+    config: dict[str, Any],
+    seed: int,
+) -> list[tuple[str, str]] | None:
+    """Jog, read the pictures, judge, write preflight.json and the page into `out`.
+
+    Args:
+        model: A world model.
+        driver: Moves the arm.
+        camera: The camera looked through.
+        reference: What the model was trained to see, uint8 [H, W, 3] of the frames' size, or None.
+        out: Folder.
+        config: The settings, for the record.
+        seed: Of the search.
+
+    Returns:
+        Marks and sentences, the verdict first (`jogging.judge`); None where the operator stopped it.
+    """
+    jogs = jog_arm(driver, camera)
+    if jogs is None:
+        return None
+    findings = read_jogs(model, jogs, seed)
+    marks = judge(findings)
+    record = preflight_record(findings, marks, f"camera {camera} of the robot cell", config)
+    write_page(out, record, marks, Live(jogs.frames[0], None), reference)
+    return marks
+
+
+def preflight_arm(config: PreflightConfig, console: Console | None = None, ask: Callable[[str], str] = input) -> int:
+    """`armworld preflight` of a robot cell: its devices; with --sim or --live also the jogs. Answers 1 if it is bad.
+
+    Raises:
+        ValueError: A bad setting, a failed check, no confirmation, `JogFailed`.
+        DeviceLost: A device did not connect.
+    """
+    from armworld.evaluation.preflight import training_view
+    from armworld.real.deploy import signals
+    from armworld.worldmodel.checkpoint import load_world_model
+
+    console, stop = console or Console(), StopRequest()
+    model = load_world_model(config.model)
+    facts = facts_of(model, config)
+    camera = config.camera or facts.camera
+    limits = config.limits(facts.step_seconds)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(signals(stop))
+        cell = open_cell(config, facts.size, camera, "cup", config.lab, stack)
+        gate = SafetyGate(limits, max_identical=None if config.sim else 3)
+        checked = preflight(cell, gate, config.out)
+        for line in checked.lines():
+            console.print(line, highlight=False, soft_wrap=True)
+        if not checked.ok:
+            raise ValueError("pre-flight failed; see the lines marked FAIL")
+        if not (config.sim or config.live):
+            console.print("Nothing was moved. Give --live to jog the arm.")
+            return 0
+        if config.live:
+            confirm_live(config.host, f"the arm at {config.host} will be jogged by 5 cm along each axis", limits, ask,
+                         console)  # fmt: skip
+            if not checked.fresh(time.monotonic()) and not preflight(cell, gate, config.out).ok:
+                raise ValueError("pre-flight failed when it was repeated")
+        driver = Driver(cell, gate, config.out / f"jogs{time.time_ns()}", stop, slow=not config.sim)
+        reference = (
+            training_view(model, camera, config.seed)
+            if config.reference is None
+            else read_picture(config.reference, facts.size)
+        )
+        marks = examine(model, driver, camera, reference, config.out, asdict(config), config.seed)
+    if marks is None:
+        console.print(f"stopped: {stop.reason}")
+        return 130
+    print_marks(marks, console)
+    console.print(f"Page: {config.out / 'index.html'}", soft_wrap=True)
+    return 1 if marks[0][0] == "bad" else 0
