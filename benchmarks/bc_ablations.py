@@ -3,8 +3,9 @@
     python benchmarks/bc_ablations.py --data data/reach --out runs/ablations --minutes 60
 
 Variants: proprioception on and off, goals capped and not, all episodes and successes only, actions past the goal masked
-and held. Ways to play: one and four actions of a chunk, temporal ensembling; averaged and last weights. Every part is
-resumable: the same command goes on. The best of the table is then scored once, on reported seeds.
+and held, images augmented and not, AdamW as in Octo instead of Muon, one noise draw per readout. Ways to play: one and
+four actions of a chunk, temporal ensembling; averaged and last weights. Every part is resumable: the same command goes
+on. The best of the table is then scored once, on reported seeds.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hold": {"past_goal": "hold"},
     "hold_uncapped": {"past_goal": "hold", "goal_cap": None},
     "successes": {"successes_only": True},
+    "plain_images": {"augment": False},
+    "adamw": {"optimizer": "adamw", "learning_rate": 3e-4},
+    "one_draw": {"noise_draws": 1},
 }
 WAYS = {
     "execute1": AgentSettings(execute=1),
@@ -54,6 +58,7 @@ class AblationConfig:
         batch: Samples per step.
         steps: Optimiser steps per run; none to train by time alone.
         minutes: Minutes per run; none to train by steps alone.
+        optimizer, learning_rate, warmup: Of the variants that do not state their own, see `armworld bc`.
         encoder: Behaviour cloning on this frozen encoder's features instead of pixels.
         seeds: Environment seeds; selection seeds lie in 1,000,000 ... 1,000,999.
         env_id: Gymnasium id.
@@ -69,6 +74,9 @@ class AblationConfig:
     batch: int = 64
     steps: int | None = None
     minutes: float | None = None
+    optimizer: str = "muon"
+    learning_rate: float = 2e-3
+    warmup: int = 200
     encoder: str | None = None
     seeds: str = "1000000-1000049"
     env_id: str = "armworld/Reach-v0"
@@ -89,6 +97,9 @@ def train_variants(config: AblationConfig) -> dict[tuple[str, int], Path]:
         batch=config.batch,
         steps=config.steps,
         minutes=config.minutes,
+        optimizer=config.optimizer,
+        learning_rate=config.learning_rate,
+        warmup=config.warmup,
     )
     for name in config.variants.split(","):
         changes = VARIANTS[check_name("variant", name, VARIANTS)]
