@@ -150,6 +150,16 @@ def test_the_shipped_world_model_reaches_a_goal_image(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_shipped_world_model_reads_the_jogs_of_the_simulated_robot(tmp_path):
+    arguments = "preflight --sim --max-frame-age 2 --max-state-age 2 --out"
+    assert run([*arguments.split(), str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "preflight.json").read_text())
+    assert record["mark"] != "bad" and abs(record["findings"]["turn"]["yaw_deg"]) < 10
+    executed = [one["executed_m"] for one in record["findings"]["jogs"]]
+    np.testing.assert_allclose(np.abs(executed).max(1), 0.05, atol=0.005)
+
+
+@pytest.mark.slow
 def test_a_log_is_repeated_in_simulation(tmp_path):
     arguments = "deploy --sim --image-size 64 --done-m 0.003 --max-frame-age 2 --max-state-age 2 --out"
     assert run([*arguments.split(), str(tmp_path)]) == 0
