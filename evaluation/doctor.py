@@ -22,12 +22,22 @@ from armworld.evaluation.agents import AgentSettings
 from armworld.evaluation.blame import blame, blame_sentence
 from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.doctor_picture import doctor_figure
+from armworld.evaluation.doctor_verdict import judge, mark_of
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
 from armworld.evaluation.picture import figure_png
-from armworld.evaluation.probing import Probe, fit_axes, fit_probe, latent_and_true_distances, ranking, spearman
+from armworld.evaluation.probing import (
+    Probe,
+    aligned_distances,
+    fit_axes,
+    fit_probe,
+    latent_and_true_distances,
+    ranking,
+    spearman,
+)
 from armworld.evaluation.report import Page, provenance
 from armworld.evaluation.samples import JOGS, Samples, gather
 from armworld.evaluation.setup import Setup, resolve
+from armworld.planners.objectives import AlignedL1
 from armworld.planners.registry import PLANNERS
 from armworld.types import check_name
 
@@ -116,7 +126,7 @@ def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, An
     blamed = find_blame(config) if config.planner else None
     if blamed is not None:
         marks.append(
-            (_mark(-sum(blamed["counts"].values()), 0, -0.1 * config.planner_episodes), blame_sentence(blamed))
+            (mark_of(-sum(blamed["counts"].values()), 0, -0.1 * config.planner_episodes), blame_sentence(blamed))
         )
     record = {
         "model": config.model,
@@ -159,7 +169,7 @@ def examine(model: Any, samples: Samples, rng: np.random.Generator) -> dict[str,
         "sensitivity": sensitivity(model, samples, rng),
         "axes": action_axes(model, probe, samples, held_out),
         "ranking": outcome_ranking(model, samples),
-        "latent_distance": latent_distance(samples, rng),
+        "latent_distance": latent_distance(model, samples, rng),
         "drift": drift(model, probe, samples, held_out),
     }
 
@@ -231,18 +241,27 @@ def outcome_ranking(model: Any, samples: Samples) -> dict[str, Any]:
     }
 
 
-def latent_distance(samples: Samples, rng: np.random.Generator) -> dict[str, Any]:
-    """Rank correlation of mean |z_i - z_j| with the flange's distance, within episodes; all pairs, and near ones."""
+def latent_distance(model: Any, samples: Samples, rng: np.random.Generator) -> dict[str, Any]:
+    """Rank correlation of mean |z_i - z_j| with the flange's distance, within episodes; all pairs, and near ones.
+
+    `aligned` holds the same of the aligned energy, where the model has a readout.
+    """
     latent, true = latent_and_true_distances(list(samples.z), list(samples.states[..., :3]))
-    near = true < NEAR_M
     shown = rng.permutation(len(true))[:PLOTTED_PAIRS]
+    readout = getattr(model, "readout", None)
+    aligned = None if readout is None else latent + aligned_distances(AlignedL1(readout), list(samples.z))
     return {
-        "spearman": spearman(latent, true),
-        "spearman_near": spearman(latent[near], true[near]),
+        **_correlations(latent, true),
         "near_m": NEAR_M,
         "latent": latent[shown],
         "true_m": true[shown],
+        "aligned": None if aligned is None else _correlations(aligned, true),
     }
+
+
+def _correlations(cost: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    near = true < NEAR_M
+    return {"spearman": spearman(cost, true), "spearman_near": spearman(cost[near], true[near])}
 
 
 def drift(model: Any, probe: Probe, samples: Samples, held_out: np.ndarray) -> dict[str, Any]:
@@ -293,74 +312,6 @@ def _at_moments(samples: Samples, chosen: np.ndarray) -> tuple[Tensor, np.ndarra
 
 def _l1(first: Tensor, second: Tensor) -> float:
     return float((first - second).abs().mean())
-
-
-def judge(findings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A mark (good, weak, bad) and a sentence per examination, the conclusion last.
-
-    The bounds are rules of thumb: a planner needs to tell 4 cm from 0, and chance is what an untrained model reaches.
-    """
-    probe, sense, axes = findings["probe"], findings["sensitivity"], findings["axes"]["imagined"]
-    rank, latent, ahead = findings["ranking"], findings["latent_distance"], findings["drift"]
-    gain = 1 - sense["true_l1"] / max(sense["shuffled_l1"], 1e-12)
-    useful = [h for h, a, b in zip(ahead["horizon"], ahead["l1"], ahead["copy_l1"], strict=True) if a < b]
-    reach = useful[-1] if useful else 0
-    turned = max(abs(axes["yaw_deg"]) / 10, abs(np.log(max(axes["gain"], 1e-6))) / 0.35)
-    marks = [
-        (
-            _mark(-probe["position_error_m"], -0.015, -0.03),
-            f"Seeing: a linear probe reads the flange's position from the features within "
-            f"{100 * probe['position_error_m']:.1f} cm (guessing: {100 * probe['guessing_error_m']:.1f} cm).",
-        ),
-        (
-            _mark(gain if sense["true_l1"] < sense["copy_l1"] else 0.0, 0.15, 0.04),
-            f"Actions: the right action lowers the one-step error by {100 * gain:.0f} % against a wrong one "
-            f"({sense['true_l1']:.3f} against {sense['shuffled_l1']:.3f}; copying the frame: {sense['copy_l1']:.3f}).",
-        ),
-        (
-            _mark(-turned, -1, -2.5),
-            f"Axes: imagined motion is turned by {axes['yaw_deg']:+.0f}° about the vertical and is {axes['gain']:.2f} "
-            f"times as long as commanded ({axes['gain_z']:.2f} vertically).",
-        ),
-        (
-            _mark(rank["top_1"], 0.6, 0.25),
-            f"Ranking: the action that led to an outcome is picked out of {rank['candidates']} in "
-            f"{100 * rank['top_1']:.0f} % (chance {100 * rank['chance']:.0f} %).",
-        ),
-        (
-            _mark(latent["spearman_near"], 0.7, 0.4),
-            f"Cost: latent and true distance correlate by {latent['spearman']:.2f}, and by "
-            f"{latent['spearman_near']:.2f} within {100 * latent['near_m']:.0f} cm.",
-        ),
-        (
-            _mark(reach, min(4, len(ahead["l1"])), 1),
-            f"Horizon: imagining beats copying the first frame up to {reach} of {len(ahead['l1'])} steps.",
-        ),
-    ]
-    return [
-        *marks,
-        _conclusion(dict(zip(("seeing", "actions", "axes", "ranking", "cost", "horizon"), marks, strict=True))),
-    ]
-
-
-def _mark(value: float, good: float, weak: float) -> str:
-    return "good" if value >= good else "weak" if value >= weak else "bad"
-
-
-def _conclusion(marks: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
-    bad = [name for name, (mark, _) in marks.items() if mark == "bad"]
-    if not bad:
-        weak = [name for name, (mark, _) in marks.items() if mark == "weak"]
-        return ("weak", f"Planning may work; weakest: {', '.join(weak)}.") if weak else ("good", "Fit for planning.")
-    blame = {
-        "seeing": "the encoder does not show where the arm is: train it longer or on this view",
-        "actions": "the predictor ignores actions: train it longer, or check the units of its data",
-        "axes": "the predictor's axes are off: is the camera where it was in training?",
-        "ranking": "the predictor cannot tell true outcomes apart: more or more varied data",
-        "cost": "latent distance does not fall near the goal: another objective or layer",
-        "horizon": "imagination drifts at once: plan one step, or train with longer rollouts",
-    }
-    return "bad", f"Planning will hardly work: {blame[bad[0]]}."
 
 
 def _write(

@@ -1,6 +1,6 @@
 """`armworld landscape PATH`: the planner's energy over one action, in the planes (Δx,Δy), (Δx,Δz) and (Δy,Δz).
 
-    E(a) = mean |P(z, s, a) - z_goal|
+    E(a) = mean |P(z, s, a) - z_goal|, or any other objective of `planners.objectives`
 
 The start and the goal are one step apart; the displacement that really leads there is marked. Where the minimum lies
 on the mark, planning can work; a flat or shifted valley says why it does not.
@@ -25,6 +25,7 @@ from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
 from armworld.evaluation.picture import figure_png, tidy
 from armworld.evaluation.report import Page, provenance
+from armworld.planners.objectives import FinalL1, LatentGoal, Objective, make_objective
 from armworld.pose import action_between
 
 PLANES = {"xy": (0, 1), "xz": (0, 2), "yz": (1, 2)}
@@ -45,6 +46,7 @@ class LandscapeConfig:
         object: cup, box or bottle.
         lab: lab1 or lab2.
         camera: Camera; by default the model's.
+        objective: Name of an energy; by default the aligned one where the model has a readout, else the published one.
         reach_m: Half width of the planes (m); by default a quarter more than the true displacement, at least 7.5 cm.
         points: Grid points per axis.
         out: Folder for landscape.json, landscape.png and index.html.
@@ -57,6 +59,7 @@ class LandscapeConfig:
     object: str = "cup"
     lab: str = "lab1"
     camera: str | None = None
+    objective: str | None = None
     reach_m: float | None = None
     points: int = 25
     out: Path = Path("runs/landscape")
@@ -96,7 +99,8 @@ def landscape(config: LandscapeConfig, console: Console | None = None) -> dict[s
     model = load_world_model(config.model)
     step = load_step(config.data) if config.data else simulate_step(config, model)
     with single_thread():
-        findings = energy_planes(model, step, config.points, config.reach_m)
+        energy = make_objective(config.objective, getattr(model, "readout", None))
+        findings = energy_planes(model, step, config.points, config.reach_m, energy)
     record = {
         "model": config.model,
         "source": str(config.data) if config.data else f"{config.task}, {config.lab}, seed {config.seed}",
@@ -150,7 +154,9 @@ def simulate_step(config: LandscapeConfig, model: Any) -> Step:
     return Step(np.stack([before[camera], after[camera]]), np.stack([before["state"], after["state"]]))
 
 
-def energy_planes(model: Any, step: Step, points: int, reach_m: float | None = None) -> dict[str, Any]:
+def energy_planes(
+    model: Any, step: Step, points: int, reach_m: float | None = None, objective: Objective | None = None
+) -> dict[str, Any]:
     """Energies over the three planes; the third axis, rotation and gripper are held at their true values.
 
     Returns:
@@ -161,17 +167,19 @@ def energy_planes(model: Any, step: Step, points: int, reach_m: float | None = N
     action = step.action
     reach = reach_m or max(0.075, 1.25 * float(np.abs(action[:3]).max()))
     axis = np.linspace(-reach, reach, points)
-    z, goal = (_encode(model, image) for image in step.images)
+    z, after = (_encode(model, image) for image in step.images)
+    goal = LatentGoal(after[:, 0], torch.from_numpy(step.states[1:]).to(after))
+    objective = objective or FinalL1()
     across, down = np.meshgrid(axis, axis)  # across: first axis of the plane, down: second
     energy, minimum, error = {}, {}, {}
     for name, (first, second) in PLANES.items():
         actions = np.tile(action, (points * points, 1))
         actions[:, first], actions[:, second] = across.reshape(-1), down.reshape(-1)
-        grid = _energies(model, z, step.states[0], actions, goal).reshape(points, points)
+        grid = _energies(model, objective, z, step.states[0], actions, goal).reshape(points, points)
         best = np.unravel_index(int(np.argmin(grid)), grid.shape)
         energy[name], minimum[name] = grid, np.array([across[best], down[best]])
         error[name] = float(np.linalg.norm(minimum[name] - action[[first, second]]))
-    true, none = _energies(model, z, step.states[0], np.stack([action, np.zeros(7)]), goal)
+    true, none = _energies(model, objective, z, step.states[0], np.stack([action, np.zeros(7)]), goal)
     return {
         "axis_m": axis,
         "true_m": action[:3],
@@ -192,13 +200,14 @@ def _encode(model: Any, image: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _energies(model: Any, z: torch.Tensor, state: np.ndarray, actions: np.ndarray, goal: torch.Tensor) -> np.ndarray:
-    """mean |P(z, s, a) - z_goal| for actions [n, 7]."""
+def _energies(
+    model: Any, objective: Objective, z: torch.Tensor, state: np.ndarray, actions: np.ndarray, goal: LatentGoal
+) -> np.ndarray:
+    """Energies [n] of actions [n, 7], one step each."""
     start = torch.from_numpy(state).to(z)[None, None]
     costs = []
     for chunk in torch.from_numpy(actions).to(z).split(CHUNK):
-        imagined = model.rollout(z, start, chunk[None, :, None]).z[0, :, 0]
-        costs.append((imagined - goal[0, 0]).abs().mean((-2, -1)).cpu())
+        costs.append(objective(model.rollout(z, start, chunk[None, :, None]), goal)[0].cpu())
     return torch.cat(costs).numpy()
 
 

@@ -10,6 +10,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from armworld.planners.objectives import AlignedL1
+from armworld.worldmodel.readout import hand_distance
+
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # in units of the kernel's mean diagonal
 
 
@@ -127,6 +130,16 @@ def latent_and_true_distances(
         latent.append((torch.cdist(flat, flat, p=1) / flat.shape[1]).numpy()[i, j])
         true.append(np.linalg.norm(p[i] - p[j], axis=-1))
     return np.concatenate(latent), np.concatenate(true)
+
+
+def aligned_distances(energy: AlignedL1, features: Sequence[Tensor]) -> np.ndarray:
+    """What an aligned energy adds to `latent_and_true_distances` for the same pairs, [pairs]."""
+    found = []
+    for z in features:
+        i, j = np.triu_indices(len(z), 1)
+        read = energy.readout(z.float())
+        found.append(energy.weight * hand_distance(read[i], read[j], energy.yaw_metres, energy.grip_metres).numpy())
+    return np.concatenate(found)
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from armworld.evaluation.doctor import DoctorConfig, doctor, examine, judge
+from armworld.evaluation.doctor import DoctorConfig, doctor, examine
+from armworld.evaluation.doctor_verdict import judge
 from armworld.evaluation.landscape import LandscapeConfig, Step, energy_planes, landscape, load_step, verdict
 from armworld.evaluation.probing import fit_axes, fit_probe, latent_and_true_distances, ranking, spearman
 from armworld.evaluation.samples import JOGS, Samples
@@ -67,6 +68,30 @@ def test_a_perfect_model_passes() -> None:
     assert findings["latent_distance"]["spearman"] > 0.9
     assert max(findings["drift"]["l1"]) < 1e-5 < min(findings["drift"]["copy_l1"])
     assert {mark for mark, _ in judge(findings)} == {"good"}
+
+
+class PositionReadout(torch.nn.Module):
+    """Reads the position that the world's features hold, through the pseudo-inverse of how it sees."""
+
+    def __init__(self, world: LinearWorld) -> None:
+        super().__init__()
+        unit = world.see(np.eye(4, 3, dtype=np.float32)).flatten(1)  # the last row: the origin
+        self.origin, self.inverse = unit[3], torch.linalg.pinv(unit[:3] - unit[3])
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        position = (z.flatten(-2) - self.origin) @ self.inverse
+        return torch.cat([position, torch.ones_like(position[..., :1]), torch.zeros_like(position[..., :2])], -1)
+
+
+def test_the_cost_is_judged_by_the_aligned_energy_where_there_is_one() -> None:
+    world = LinearWorld()
+    samples = synthetic(world)
+    plain = examine(world, samples, np.random.default_rng(0))["latent_distance"]
+    assert plain["aligned"] is None
+    world.readout = PositionReadout(world)  # type: ignore[attr-defined]
+    findings = examine(world, samples, np.random.default_rng(0))
+    assert plain["spearman_near"] < findings["latent_distance"]["aligned"]["spearman_near"] <= 1
+    assert "the aligned energy and true distance by" in judge(findings)[4][1]
 
 
 def test_each_fault_is_named() -> None:

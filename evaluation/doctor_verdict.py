@@ -1,0 +1,83 @@
+"""The doctor's findings in words: a mark (good, weak, bad) and a sentence per examination, the conclusion last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def judge(findings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A mark (good, weak, bad) and a sentence per examination, the conclusion last.
+
+    The bounds are rules of thumb: a planner needs to tell 4 cm from 0, and chance is what an untrained model reaches.
+    """
+    probe, sense, axes = findings["probe"], findings["sensitivity"], findings["axes"]["imagined"]
+    rank, latent, ahead = findings["ranking"], findings["latent_distance"], findings["drift"]
+    gain = 1 - sense["true_l1"] / max(sense["shuffled_l1"], 1e-12)
+    useful = [h for h, a, b in zip(ahead["horizon"], ahead["l1"], ahead["copy_l1"], strict=True) if a < b]
+    reach = useful[-1] if useful else 0
+    turned = max(abs(axes["yaw_deg"]) / 10, abs(np.log(max(axes["gain"], 1e-6))) / 0.35)
+    marks = [
+        (
+            mark_of(-probe["position_error_m"], -0.015, -0.03),
+            f"Seeing: a linear probe reads the flange's position from the features within "
+            f"{100 * probe['position_error_m']:.1f} cm (guessing: {100 * probe['guessing_error_m']:.1f} cm).",
+        ),
+        (
+            mark_of(gain if sense["true_l1"] < sense["copy_l1"] else 0.0, 0.15, 0.04),
+            f"Actions: the right action lowers the one-step error by {100 * gain:.0f} % against a wrong one "
+            f"({sense['true_l1']:.3f} against {sense['shuffled_l1']:.3f}; copying the frame: {sense['copy_l1']:.3f}).",
+        ),
+        (
+            mark_of(-turned, -1, -2.5),
+            f"Axes: imagined motion is turned by {axes['yaw_deg']:+.0f}° about the vertical and is {axes['gain']:.2f} "
+            f"times as long as commanded ({axes['gain_z']:.2f} vertically).",
+        ),
+        (
+            mark_of(rank["top_1"], 0.6, 0.25),
+            f"Ranking: the action that led to an outcome is picked out of {rank['candidates']} in "
+            f"{100 * rank['top_1']:.0f} % (chance {100 * rank['chance']:.0f} %).",
+        ),
+        _judge_cost(latent),
+        (
+            mark_of(reach, min(4, len(ahead["l1"])), 1),
+            f"Horizon: imagining beats copying the first frame up to {reach} of {len(ahead['l1'])} steps.",
+        ),
+    ]
+    return [
+        *marks,
+        _conclusion(dict(zip(("seeing", "actions", "axes", "ranking", "cost", "horizon"), marks, strict=True))),
+    ]
+
+
+def _judge_cost(latent: Mapping[str, Any]) -> tuple[str, str]:
+    told = (
+        f"Cost: latent and true distance correlate by {latent['spearman']:.2f}, and by "
+        f"{latent['spearman_near']:.2f} within {100 * latent['near_m']:.0f} cm"
+    )
+    used = latent.get("aligned") or latent
+    if used is not latent:
+        told += f"; the aligned energy and true distance by {used['spearman']:.2f} and {used['spearman_near']:.2f}"
+    return mark_of(used["spearman_near"], 0.7, 0.4), told + "."
+
+
+def mark_of(value: float, good: float, weak: float) -> str:
+    return "good" if value >= good else "weak" if value >= weak else "bad"
+
+
+def _conclusion(marks: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    bad = [name for name, (mark, _) in marks.items() if mark == "bad"]
+    if not bad:
+        weak = [name for name, (mark, _) in marks.items() if mark == "weak"]
+        return ("weak", f"Planning may work; weakest: {', '.join(weak)}.") if weak else ("good", "Fit for planning.")
+    blame = {
+        "seeing": "the encoder does not show where the arm is: train it longer or on this view",
+        "actions": "the predictor ignores actions: train it longer, or check the units of its data",
+        "axes": "the predictor's axes are off: is the camera where it was in training?",
+        "ranking": "the predictor cannot tell true outcomes apart: more or more varied data",
+        "cost": "latent distance does not fall near the goal: another objective or layer",
+        "horizon": "imagination drifts at once: plan one step, or train with longer rollouts",
+    }
+    return "bad", f"Planning will hardly work: {blame[bad[0]]}."
