@@ -1,0 +1,108 @@
+"""The two-level planner: a high level chooses sub-goals among frames it knows or imagines, the low level plans to them.
+
+Both levels work on the same features with the same energy (`subgoals.py`). Of the goal that it is given, only the last
+observation is used: the sub-goals are the model's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from armworld.planners.mpc import PlanningAgent
+from armworld.planners.objectives import LatentGoal
+from armworld.planners.plans import PlanningError
+from armworld.planners.subgoals import Chain, Frames, choose_chain, imagined_frames
+from armworld.types import Goal
+
+
+@dataclass(frozen=True)
+class TwoLevelConfig:
+    """How sub-goals are chosen.
+
+    Attributes:
+        count: Stops at most; 0 plans straight to the goal.
+        power: Of a hop's energy; above 1, or stops never pay (see `subgoals`).
+        samples, steps, stride: Paths imagined where there is no bank, their length, and every which frame of them is a
+            candidate.
+        keep: Candidates considered for chains.
+    """
+
+    count: int = 2
+    power: float = 2.0
+    samples: int = 32
+    steps: int = 8
+    stride: int = 2
+    keep: int = 64
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or self.power <= 0 or min(self.samples, self.steps, self.stride, self.keep) < 1:
+            raise ValueError(f"count must be at least 0, power, samples, steps, stride and keep positive, got {self}")
+        if self.stride > self.steps:
+            raise ValueError(f"stride {self.stride} exceeds the {self.steps} steps imagined")
+
+
+class TwoLevelAgent(PlanningAgent):
+    """A `PlanningAgent` that chooses its own sub-goals: at the start, and again whenever one is reached.
+
+    Attributes:
+        last_chain: What was chosen last; None before the first action.
+    """
+
+    def __init__(
+        self, *arguments: Any, levels: TwoLevelConfig | None = None, bank: Frames | None = None, **settings: Any
+    ) -> None:
+        """As `PlanningAgent`; `levels` says how to choose, `bank` among which recorded frames (None: imagined ones)."""
+        super().__init__(*arguments, **settings)
+        self.levels, self.bank = levels or TwoLevelConfig(), bank
+        self.last_chain: Chain | None = None
+
+    def reset(self, goal: Goal) -> None:
+        """Begin an episode towards the last observation of `goal`, within the sum of its budgets."""
+        self._steps_in_all = sum(goal.budgets)
+        super().reset(Goal(goal.observations[-1:], (self._steps_in_all,)))
+        self.last_chain = None
+
+    def _advance(self) -> float:
+        if self.last_chain is None:
+            self._choose()
+        before = self._subgoal
+        energy = super()._advance()
+        if self._subgoal == before:
+            return energy
+        self._choose()
+        return self._energy()
+
+    def _choose(self) -> None:
+        """Put a chain between here and the goal; what was reached stays in front of it."""
+        reached, final = self._goals[: self._subgoal], self._goals[-1]
+        assert final.state is not None, "goals of observations have a state"
+        z, state = self._frames[-1]
+        here = Frames(z[:, 0], state[:, 0])
+        left = self.levels.count - len(reached)
+        candidates = self._candidates(here) if left > 0 else here.pick([])
+        target = Frames(final.z, final.state)
+        chain, frames = choose_chain(
+            self.objective, here, target, candidates, max(0, left), self.levels.power, self.levels.keep
+        )
+        if not bool(torch.tensor(chain.hops).isfinite().all()):
+            raise PlanningError(f"the chain of sub-goals is not finite: {chain.hops}")
+        stops: tuple[LatentGoal, ...] = tuple(frames.goal(i) for i in range(len(frames)))
+        self._goals = (*reached, *stops, final)
+        self._budgets = (*self._budgets[: len(reached)], *self._shares(chain.hops))
+        self.last_chain = chain
+
+    def _candidates(self, here: Frames) -> Frames:
+        if self.bank is not None:
+            return self.bank
+        levels = self.levels
+        return imagined_frames(
+            self.model, here, self.planner.config.space, self.generator, levels.samples, levels.steps, levels.stride
+        )
+
+    def _shares(self, hops: tuple[float, ...]) -> tuple[int, ...]:
+        """Steps for each hop, in proportion to its energy, of those that are left; at least one each."""
+        left, whole = max(len(hops), self._steps_in_all - len(self.history)), max(sum(hops), 1e-12)
+        return tuple(max(1, round(left * hop / whole)) for hop in hops)
