@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
@@ -27,6 +28,10 @@ class AgentSettings:
         repeat: Imagined steps that each of them is kept up for.
         execute: Actions executed of each plan (or of a policy's chunk) before looking again.
         context: Frames that the model sees.
+        subgoals: Planners: the goal's own (given, the default), its last alone (final), or those that the world model
+            chooses among frames that it imagines (imagined) or that were recorded (bank).
+        bank: With bank: the dataset that the frames come from.
+        stops: Sub-goals that it chooses at most before the last.
         schedule: When the next sub-goal is shown: budget, energy or arrival (the default with the aligned objective).
         patience: With energy or arrival: show it after this many times the budget anyway.
         arrive_within: With arrival: how near the hand must be, as read from the image (m).
@@ -57,6 +62,9 @@ class AgentSettings:
     repeat: int | None = None
     execute: int | None = None
     context: int | None = None
+    subgoals: Literal["given", "final", "imagined", "bank"] | None = None
+    bank: Path | None = None
+    stops: int | None = None
     schedule: Literal["budget", "energy", "arrival"] | None = None
     patience: float | None = None
     arrive_within: float | None = None
@@ -173,7 +181,8 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
     """A builder of planning agents; `planner` None takes `settings.oracle_planner`."""
 
     def build(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
-        from armworld.planners.mpc import AgentConfig, PlanningAgent
+        from armworld.evaluation.banks import planning_agent
+        from armworld.planners.mpc import AgentConfig
         from armworld.planners.objectives import AlignedL1, make_objective
         from armworld.planners.registry import make_planner
 
@@ -194,7 +203,8 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
         choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}
         choices |= {"gripper_margin": settings.gripper_margin, "full_grip": settings.full_grip}
         choices |= {"patience": settings.patience, "arrive_within": settings.arrive_within}
-        agent = PlanningAgent(
+        agent = planning_agent(
+            settings,
             model,
             make_planner(name, **settings.planner_settings(published=name == "cem_published")),
             objective,
