@@ -1,0 +1,95 @@
+"""Planners whose sub-goals are the model's own: by the settings, and from recorded frames."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from armworld.evaluation.agents import AGENTS, AgentSettings
+from armworld.evaluation.banks import load_bank
+from armworld.planners.mpc import PlanningAgent
+from armworld.planners.twolevel import TwoLevelAgent
+from armworld.pose import apply_action
+from armworld.types import Goal
+from armworld.worldmodel.model import Rollout
+
+sys.path.insert(0, str(Path(__file__).parent))
+from datasets_helpers import write_dataset
+
+
+class Means:
+    """Features [1, 3]: the mean colour; actions brighten it."""
+
+    step_seconds, camera, image_size = 0.25, "left", (64, 64)
+
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
+        self.encoded += 1
+        return torch.as_tensor(images).float().mean((2, 3))[:, :, None] / 255
+
+    def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+        moved = actions[..., :3].cumsum(2)
+        return Rollout(z=z[:, -1:, None] + moved[..., None, :], state=apply_action(state[:, -1:, None], actions))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bank")
+    write_dataset(root, 3)
+    return root
+
+
+def build(model: Any, **settings: Any) -> PlanningAgent:
+    environment: Any = None
+    agent = AGENTS["cem"].build(environment, model, 0, AgentSettings(**settings))
+    assert isinstance(agent, PlanningAgent)
+    return agent
+
+
+def test_a_bank_is_read_once_per_model(data: Path) -> None:
+    model = Means()
+    bank = load_bank(data, model, "left")
+    assert bank.z.shape == (24, 1, 3) and bank.state.shape == (24, 7) and model.encoded == 3
+    assert load_bank(data, model, "left") is bank and model.encoded == 3
+    assert load_bank(data, Means(), "left") is not bank
+
+
+def test_what_is_wrong_with_a_bank_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no episodes"):
+        load_bank(tmp_path, Means(), "left")
+    model = Means()
+    model.image_size = (128, 128)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="are 64 x 64, the model sees 128 x 128"):
+        load_bank(data, model, "left")
+    with pytest.raises(ValueError, match="--subgoals bank needs --bank"):
+        build(Means(), subgoals="bank")
+
+
+def test_the_settings_say_whose_sub_goals(data: Path) -> None:
+    assert type(build(Means())) is type(build(Means(), subgoals="given")) is PlanningAgent
+    expected = {"final": (0, None), "imagined": (2, None), "bank": (2, 24)}
+    for subgoals, (count, frames) in expected.items():
+        agent = build(Means(), subgoals=subgoals, bank=data)
+        assert isinstance(agent, TwoLevelAgent) and agent.levels.count == count
+        assert (None if agent.bank is None else len(agent.bank)) == frames
+    agent = build(Means(), subgoals="bank", bank=data, stops=1)
+    assert isinstance(agent, TwoLevelAgent) and agent.levels.count == 1
+
+
+@pytest.mark.parametrize("subgoals", ["final", "imagined", "bank"])
+def test_they_act(data: Path, subgoals: str) -> None:
+    agent = build(Means(), subgoals=subgoals, bank=data, samples=8)
+    views = [
+        {"state": np.full(7, 0.1, np.float32), "left": np.full((64, 64, 3), value, np.uint8)} for value in (0, 200)
+    ]
+    agent.reset(Goal((views[0], views[1]), (2, 4)))
+    assert agent.act(views[0]).shape == (7,)
+    assert isinstance(agent, TwoLevelAgent) and agent.last_chain is not None
