@@ -28,7 +28,7 @@ class AgentSettings:
         repeat: Imagined steps that each of them is kept up for.
         execute: Actions executed of each plan (or of a policy's chunk) before looking again.
         context: Frames that the model sees.
-        subgoals: Planners: the goal's own (given, the default), its last alone (final), or those that the world model
+        subgoals_from: Planners: the goal's own (given, the default), its last alone (final), or those that the world model
             chooses among frames that it imagines (imagined) or that were recorded (bank).
         bank: With bank: the dataset that the frames come from.
         stops: Sub-goals that it chooses at most before the last.
@@ -62,7 +62,7 @@ class AgentSettings:
     repeat: int | None = None
     execute: int | None = None
     context: int | None = None
-    subgoals: Literal["given", "final", "imagined", "bank"] | None = None
+    subgoals_from: Literal["given", "final", "imagined", "bank"] | None = None
     bank: Path | None = None
     stops: int | None = None
     schedule: Literal["budget", "energy", "arrival"] | None = None

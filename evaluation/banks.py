@@ -34,14 +34,14 @@ def planning_agent(
     config: AgentConfig,
 ) -> PlanningAgent:
     """A planning agent with the sub-goals that the settings ask for; the rest as in `PlanningAgent`."""
-    if settings.subgoals in (None, "given"):
+    if settings.subgoals_from in (None, "given"):
         return PlanningAgent(model, planner, objective, camera, generator, config)
-    if settings.subgoals == "bank" and settings.bank is None:
-        raise ValueError("--subgoals bank needs --bank, the folder of a dataset")
+    if settings.subgoals_from == "bank" and settings.bank is None:
+        raise ValueError("--subgoals-from bank needs --bank, the folder of a dataset")
     bank = None
-    if settings.subgoals == "bank" and settings.bank is not None:
+    if settings.subgoals_from == "bank" and settings.bank is not None:
         bank = load_bank(settings.bank, model, camera)
-    count = 0 if settings.subgoals == "final" else settings.stops
+    count = 0 if settings.subgoals_from == "final" else settings.stops
     levels = TwoLevelConfig() if count is None else TwoLevelConfig(count=count)
     return TwoLevelAgent(model, planner, objective, camera, generator, config, levels=levels, bank=bank)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from armworld.evaluation.agents import AGENTS, AgentSettings
 from armworld.evaluation.banks import load_bank
+from armworld.evaluation.setup import Setup
 from armworld.planners.mpc import PlanningAgent
 from armworld.planners.twolevel import TwoLevelAgent
 from armworld.pose import apply_action
@@ -69,24 +71,30 @@ def test_what_is_wrong_with_a_bank_is_named(data: Path, tmp_path: Path) -> None:
     model.image_size = (128, 128)  # type: ignore[assignment]
     with pytest.raises(ValueError, match="are 64 x 64, the model sees 128 x 128"):
         load_bank(data, model, "left")
-    with pytest.raises(ValueError, match="--subgoals bank needs --bank"):
-        build(Means(), subgoals="bank")
+    with pytest.raises(ValueError, match="--subgoals-from bank needs --bank"):
+        build(Means(), subgoals_from="bank")
 
 
 def test_the_settings_say_whose_sub_goals(data: Path) -> None:
-    assert type(build(Means())) is type(build(Means(), subgoals="given")) is PlanningAgent
+    assert type(build(Means())) is type(build(Means(), subgoals_from="given")) is PlanningAgent
     expected = {"final": (0, None), "imagined": (2, None), "bank": (2, 24)}
     for subgoals, (count, frames) in expected.items():
-        agent = build(Means(), subgoals=subgoals, bank=data)
+        agent = build(Means(), subgoals_from=subgoals, bank=data)
         assert isinstance(agent, TwoLevelAgent) and agent.levels.count == count
         assert (None if agent.bank is None else len(agent.bank)) == frames
-    agent = build(Means(), subgoals="bank", bank=data, stops=1)
+    agent = build(Means(), subgoals_from="bank", bank=data, stops=1)
     assert isinstance(agent, TwoLevelAgent) and agent.levels.count == 1
+
+
+def test_settings_of_agents_and_of_runs_share_no_name() -> None:
+    """One class holds both: a name of both would silently mean only one of them."""
+    agent, run = ({field.name for field in fields(kind)} for kind in (AgentSettings, Setup))
+    assert not agent & run
 
 
 @pytest.mark.parametrize("subgoals", ["final", "imagined", "bank"])
 def test_they_act(data: Path, subgoals: str) -> None:
-    agent = build(Means(), subgoals=subgoals, bank=data, samples=8)
+    agent = build(Means(), subgoals_from=subgoals, bank=data, samples=8)
     views = [
         {"state": np.full(7, 0.1, np.float32), "left": np.full((64, 64, 3), value, np.uint8)} for value in (0, 200)
     ]
