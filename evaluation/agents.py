@@ -28,8 +28,8 @@ class AgentSettings:
         repeat: Imagined steps that each of them is kept up for.
         execute: Actions executed of each plan (or of a policy's chunk) before looking again.
         context: Frames that the model sees.
-        subgoals_from: Planners: the goal's own (given, the default), its last alone (final), or those that the world model
-            chooses among frames that it imagines (imagined) or that were recorded (bank).
+        subgoals_from: Planners: the goal's own (given, the default), its last alone (final), or those that the world
+            model chooses among frames that it imagines (imagined) or that were recorded (bank).
         bank: With bank: the dataset that the frames come from.
         stops: Sub-goals that it chooses at most before the last.
         schedule: When the next sub-goal is shown: budget, energy or arrival (the default with the aligned objective).
