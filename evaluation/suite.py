@@ -13,6 +13,7 @@ from rich.table import Table
 
 from armworld.evaluation.agents import AGENTS, AgentSettings
 from armworld.evaluation.cells import Cell
+from armworld.evaluation.effort import parse_ladder
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json, write_text
 from armworld.evaluation.picture import figure_png, suite_figure
@@ -38,7 +39,9 @@ BOTH = ("cup", "box")
 SUITES: dict[str, dict[str, tuple[str, ...]]] = {  # task -> objects
     "reach": {"reach": ("cup",)},
     "table2": {"reach": ("cup",), "grasp": BOTH, "reach_with_object": BOTH, "pick_place": BOTH},
+    "table3": {"reach": ("cup",), "grasp": BOTH, "pick_place": BOTH},
 }
+EFFORT_SUITES = ("table3",)  # run at every effort of a ladder: `table3.py`
 # Success rates (%) of V-JEPA 2-AC on two real arms, ten trials each, mean of both labs (its Table 2): a reference.
 PAPER = {
     ("reach", "cup"): 100,
@@ -56,14 +59,16 @@ class Table2:
     """Which cells of which table.
 
     Attributes:
-        suite: reach (one task) or table2 (the paper's four tasks with cup and box).
-        agents: Methods, separated by commas (see `armworld plan --help`).
+        suite: reach (one task), table2 (the paper's four tasks with cup and box) or table3 (latent against pixel
+            planning at equal time and at equal success; give --models pixels=FOLDER).
+        agents: Methods, separated by commas (see `armworld plan --help`); with table3, cem,pixels if left out.
         seeds: Seeds shared by all cells: A-B, A,B,C or a file with one per line.
         tasks: Only these tasks of the suite, separated by commas; all by default.
         objects: Only these objects; all of the suite's by default.
         labs: Labs, separated by commas.
         baseline: Method that the others are compared with by McNemar's exact test; none by default.
         videos: Episodes to film per cell.
+        ladder: With table3: the efforts SAMPLESxITERATIONS that every method runs at.
     """
 
     suite: str = "table2"
@@ -74,6 +79,7 @@ class Table2:
     labs: str = "lab1,lab2"
     baseline: str | None = None
     videos: int = 2
+    ladder: str = "16x2,32x2,32x4,64x4"
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,9 @@ class EvaluateConfig(AgentSettings, Setup, Table2):
         check_name("suite", self.suite, SUITES)
         for name in self.methods:
             check_name("agent", name, AGENTS)
+        if self.ladder != Table2.ladder and self.suite not in EFFORT_SUITES:
+            raise ValueError(f"--ladder is for the suites {', '.join(EFFORT_SUITES)}, got suite {self.suite}")
+        parse_ladder(self.ladder)
         if self.baseline is not None:
             check_name("baseline", self.baseline, self.methods)
         for task in names_of(self.tasks):
@@ -100,7 +109,8 @@ class EvaluateConfig(AgentSettings, Setup, Table2):
     @property
     def methods(self) -> list[str]:
         """The agents, in the order asked for."""
-        return names_of(self.agents)
+        untold = self.suite in EFFORT_SUITES and self.agents == Table2.agents
+        return names_of("cem,pixels" if untold else self.agents)
 
     @property
     def places(self) -> list[Place]:
@@ -136,6 +146,10 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
         KeyboardInterrupt: Finished episodes are kept; the same command goes on.
     """
     console = console or Console()
+    if config.suite in EFFORT_SUITES:
+        from armworld.evaluation.table3 import table3
+
+        return table3(config, console)
     config = resolve(config, config.methods)
     seeds = parse_seeds(config.seeds)
     filmed = frozenset(seeds[: config.videos])
