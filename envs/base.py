@@ -56,7 +56,8 @@ class ArmEnv(gymnasium.Env):
         step_seconds: Length of a control step; a multiple of the physics step (0.002 s).
         max_steps: Episode length; None: the task's own.
         shadows: Render shadows (slow on a CPU).
-        subgoals: Grasp alone: goal images of the way (above, grasped, lifted) where the paper shows the end only.
+        subgoals: Goal images of more of the way than the paper shows: grasp (above, grasped, lifted) and pick_place
+            (above, grasped, near, placed, clear).
         placements: Where exterior cameras stand in place of the lab's rig: camera -> fields of a `Placement`, e.g.
             {"left": {"azimuth": 20, "elevation": 40, "distance": 1.1}}. Variation is drawn around them.
 

@@ -44,7 +44,7 @@ class Task(ABC):
 
     Attributes:
         object: The object that the task is about (a bystander in reach).
-        subgoals: Show moments on the way too, where the paper shows the end alone (grasp).
+        subgoals: Show more moments on the way than the paper does (grasp and pick_place).
         max_steps: Episode length unless the environment is told otherwise.
         tolerance: Distance that the predicate allows, m.
         bystanders: The other objects of the present episode.
@@ -183,7 +183,7 @@ class ObjectTask(Task):
         NoRoom if the expert fails, or passes over one of `keep`: such a start has no goal images.
         """
         saved = sim.save()
-        frames = film(sim, self.script(sim), observe, keep, self.max_steps - DWELL)
+        frames = film(sim, self.script(sim), observe, keep, type(self).max_steps - DWELL)
         self.targets["object"] = sim.object_pose(self.object)[0]
         solved = self.solved(sim)
         sim.restore(saved)
@@ -274,12 +274,19 @@ class PickPlace(ObjectTask):
     """Put the object where the goal shows it: within 5 cm, upright, at rest, released.
 
     Three sub-goals, as in the paper: grasped, near the place, placed (and let go, the hand still there); budgets 4, 10
-    and 4 steps.
+    and 4 steps. With `subgoals` there are two more, the hand above the object before and above the placed object after
+    them, and four steps more.
     """
 
     name, max_steps, tolerance = "pick_place", 22, 0.05
     nearest, furthest = 0.12, 0.40
     budgets = (4, 10, 4)
+    all_budgets = (4, 4, 10, 4, 4)
+
+    def __init__(self, object_name: str, subgoals: bool = False):
+        super().__init__(object_name, subgoals)
+        if subgoals:
+            self.max_steps += 4
 
     def begin(self, sim: Simulator, rng: np.random.Generator, observe: Observe) -> tuple[Goal, dict]:
         spots = rng.uniform(OBJECT_LOW, OBJECT_HIGH, (2, 2))
@@ -297,13 +304,15 @@ class PickPlace(ObjectTask):
         paths = [(source, source), (source + lifted, place + lifted), (place, place)]
         others = place_bystanders(sim, self.bystanders, rng, paths, [])
         settle(sim)
-        frames = self.demonstrate(sim, observe, ("close", "carry", "release"))[:-1]  # not the retreat
+        above = ("approach",) if self.subgoals else ()
+        frames = self.demonstrate(sim, observe, (*above, "close", "carry", "release"))
+        frames = frames if self.subgoals else frames[:-1]  # not the retreat
         draws = {
             "start_state": start.tolist(),
             "goal_position": place.tolist(),
             "objects": {self.object: placed, **others},
         }
-        return Goal(tuple(frames), self.budgets), draws
+        return Goal(tuple(frames), self.all_budgets if self.subgoals else self.budgets), draws
 
     def script(self, sim: Simulator) -> Script:
         yield from play(sim, grasp_phases(sim, self.object))

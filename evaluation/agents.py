@@ -35,6 +35,7 @@ class AgentSettings:
         schedule: When the next sub-goal is shown: budget, energy or arrival (the default with the aligned objective).
         patience: With energy or arrival: show it after this many times the budget anyway.
         arrive_within: With arrival: how near the hand must be, as read from the image (m).
+        rest: Hold still where the last sub-goal is reached (as arrival measures it).
         gripper: Planned together with the arm (joint) or once the arm has arrived (last).
         gripper_margin: With "last": the gripper moves only if that lowers the energy by this fraction.
         gripper_deadband: Planned gripper deltas below this count as none.
@@ -68,6 +69,7 @@ class AgentSettings:
     schedule: Literal["budget", "energy", "arrival"] | None = None
     patience: float | None = None
     arrive_within: float | None = None
+    rest: bool | None = None
     gripper: Literal["joint", "last"] | None = None
     gripper_margin: float | None = None
     gripper_deadband: float | None = None
@@ -114,6 +116,7 @@ GRASPING: dict[str, Any] = {
     "max_yaw": 0.2,
     "hold_margin": 0.05,
     "patience": 1.5,
+    "rest": True,
 }
 USUAL = {"reach": REACHING, "reach_with_object": REACHING, "grasp": GRASPING, "pick_place": GRASPING}
 
@@ -202,6 +205,7 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
         choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": schedule}
         choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}
         choices |= {"gripper_margin": settings.gripper_margin, "full_grip": settings.full_grip}
+        choices |= {"rest": settings.rest and isinstance(objective, AlignedL1)}
         choices |= {"patience": settings.patience, "arrive_within": settings.arrive_within}
         agent = planning_agent(
             settings,

@@ -35,7 +35,8 @@ class Setup:
         image_size: Height and width of the images (pixels); by default the model's, or 128.
         step_seconds: Length of a step (s); by default the model's, or 0.25.
         max_steps: Steps per episode; by default the task's.
-        subgoals: Grasp: show goal images of the way too (above, grasped, lifted), easier than the paper's one image.
+        subgoals: Show more goal images of the way than the paper does, which is easier: grasp (above, grasped, lifted)
+            and pick_place (above, grasped, near, placed, clear).
     """
 
     model: str = "default"

@@ -34,9 +34,12 @@ class AgentConfig:
         schedule: When the next sub-goal is shown. "budget": after the goal's step budget (as in the paper);
             "energy": when the energy to the sub-goal, mean |z - z_goal|, falls to `switch_energy`, or after
             `switch_holds` plans in a row that hold still or move the arm by less than `arrived_m` and `arrived_rad` and
-            the gripper not at all. "arrival": when the hand is within `arrive_within` metres of the sub-goal's, both as
-            the aligned objective reads them from images. Both at the latest after `patience` times the budget.
-        switch_energy, switch_holds, patience, arrive_within: See `schedule` (`arrive_within` in metres, see AlignedL1).
+            the gripper not at all. "arrival": when the hand is within `arrive_within` metres of the sub-goal's and the
+            gripper within `arrive_grip`, as the aligned objective reads them. Both at the latest after `patience` times
+            the budget.
+        switch_energy, switch_holds, patience, arrive_within, arrive_grip: See `schedule`.
+        rest: At the last sub-goal, by the same measure, hold still until the hand is twice as far off: open fingers that
+            go on correcting around what they have placed touch it. Needs the aligned objective.
         context: Frames (the present one and those before) that the model sees; fewer at the episode's start.
         gripper: "joint": arm and gripper are planned together (as published); "last": the arm alone is planned first,
             and the gripper with it only where that plan moves the arm by less than `arrived_m` and `arrived_rad`. One
@@ -56,6 +59,8 @@ class AgentConfig:
     switch_holds: int = 2
     patience: float = 2.0
     arrive_within: float = 0.02
+    arrive_grip: float = 0.06
+    rest: bool = False
     context: int = 1
     gripper: Literal["joint", "last"] = "joint"
     arrived_m: float = 0.015
@@ -83,7 +88,7 @@ class StepRecord:
     Attributes:
         subgoal: Index of the sub-goal planned for.
         planned: False where the action is a later step of an earlier plan.
-        hold: The planner chose to hold still.
+        hold: The planner chose to hold still, or the agent rests.
         energy: mean |z - z_goal| of the present frame, before acting.
         cost: Energy that the plan expects to reach (the objective's unit).
         evaluated, nonfinite: Candidate rollouts, and how many of them had no finite energy.
@@ -135,8 +140,10 @@ class PlanningAgent:
             raise ValueError(
                 f"execute_steps {self.config.execute_steps} exceeds the planner's horizon {planner.config.steps}"
             )
-        if self.config.schedule == "arrival" and not isinstance(objective, AlignedL1):
-            raise ValueError("the sub-goal schedule 'arrival' needs the aligned objective; valid: budget, energy")
+        if (self.config.schedule == "arrival" or self.config.rest) and not isinstance(objective, AlignedL1):
+            raise ValueError(
+                "the sub-goal schedule 'arrival' and rest need the aligned objective; valid without: budget, energy"
+            )
         self.model, self.planner, self.objective = model, planner, objective
         self._arm_planner = None
         if self.config.gripper == "last" and planner.config.space.max_gripper:
@@ -157,6 +164,7 @@ class PlanningAgent:
         )
         self._budgets = goal.budgets
         self._subgoal = self._steps_here = self._holds = 0
+        self._resting = False
         self._queue: deque[np.ndarray] = deque()
         self._frames: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.config.context)
         self.last_plan = self.last_step = None
@@ -175,10 +183,11 @@ class PlanningAgent:
         self._frames.append((self._encode(observation), self._state(observation)))
         energy = self._advance()
         encoded = time.perf_counter()
-        planned = not self._queue
+        self._resting = self._should_rest()
+        planned = not self._queue and not self._resting
         if planned:
             self._plan(started)
-        action = self._queue.popleft()
+        action = np.zeros(7, np.float32) if self._resting else self._queue.popleft()
         self._steps_here += 1
         self._record(planned, energy, encoded - started, time.perf_counter() - encoded)
         return action
@@ -240,12 +249,25 @@ class PlanningAgent:
         budget = self._budgets[self._subgoal]
         if self.config.schedule == "budget":
             return self._steps_here >= budget
-        if isinstance(self.objective, AlignedL1) and self.config.schedule == "arrival":
-            gap = self.objective.distance(*self._frames[-1], self._goals[self._subgoal])
-            arrived = float(gap) <= self.config.arrive_within
+        if self.config.schedule == "arrival":
+            arrived = self._is_there(self.config.arrive_within)
         else:
             arrived = energy <= self.config.switch_energy or self._holds >= self.config.switch_holds
         return arrived or self._steps_here >= self.config.patience * budget
+
+    def _should_rest(self) -> bool:
+        if not self.config.rest or self._subgoal + 1 < len(self._goals):
+            return False
+        rests = self._is_there(self.config.arrive_within * (2 if self._resting else 1))
+        if rests:
+            self._queue.clear()
+        return rests
+
+    def _is_there(self, within: float) -> bool:
+        """Whether the hand is read to be within `within` metres of the sub-goal's, the gripper as in the sub-goal."""
+        assert isinstance(self.objective, AlignedL1)
+        hand, grip = self.objective.gaps(*self._frames[-1], self._goals[self._subgoal])
+        return float(hand) <= within and float(grip) <= self.config.arrive_grip
 
     def _energy(self) -> float:
         return float((self._frames[-1][0][0, 0] - self._goals[self._subgoal].z[0]).abs().mean())
@@ -268,18 +290,18 @@ class PlanningAgent:
         return torch.from_numpy(state).to(self.device)[None, None]
 
     def _record(self, planned: bool, energy: float, encode_seconds: float, plan_seconds: float) -> None:
-        plan = self.last_plan
-        assert plan is not None, "an action came from no plan"
-        statistics = plan.statistics
+        plan = None if self._resting else self.last_plan
+        assert self._resting or plan is not None, "an action came from no plan"
+        statistics = plan.statistics if plan is not None and planned else None
         self.last_step = StepRecord(
             subgoal=self._subgoal,
             planned=planned,
-            hold=bool(plan.hold[0]),
+            hold=plan is None or bool(plan.hold[0]),
             energy=energy,
-            cost=float(plan.cost[0]),
-            evaluated=statistics.evaluated if planned else 0,
-            nonfinite=statistics.nonfinite if planned else 0,
-            stopped_early=statistics.stopped_early and planned,
+            cost=energy if plan is None else float(plan.cost[0]),
+            evaluated=statistics.evaluated if statistics else 0,
+            nonfinite=statistics.nonfinite if statistics else 0,
+            stopped_early=statistics is not None and statistics.stopped_early,
             encode_seconds=encode_seconds,
             plan_seconds=plan_seconds,
         )

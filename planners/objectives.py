@@ -124,15 +124,20 @@ class AlignedL1:
 
     def distance(self, z: Tensor, state: Tensor, goal: LatentGoal) -> Tensor:
         """d of features [B, S, N, D] and robot states [B, S, 7] from the goal: [B, S] (m)."""
+        hand, grip = self.gaps(z, state, goal)
+        return hand + self.grip_metres * grip
+
+    def gaps(self, z: Tensor, state: Tensor, goal: LatentGoal) -> tuple[Tensor, Tensor]:
+        """The two parts of d: hand [B, S] (m, the yaw included) and gripper [B, S] (share of the stroke)."""
         from armworld.worldmodel.readout import hand_distance
 
         read, wanted = self.readout(z), self.readout(goal.z)[:, None]
+        hand = hand_distance(read, wanted, self.yaw_metres, 0.0)
         if not self.goal_gripper:
-            return hand_distance(read, wanted, self.yaw_metres, self.grip_metres)
+            return hand, (read - wanted)[..., 5].abs()
         if goal.state is None:
             raise ValueError("goal_gripper needs goal.state [B, 7], the goal's robot state; got None")
-        gap = (state[..., 6] - goal.state[:, None, 6].to(state)).abs()
-        return hand_distance(read, wanted, self.yaw_metres, 0.0) + self.grip_metres * gap
+        return hand, (state[..., 6] - goal.state[:, None, 6].to(state)).abs()
 
 
 @dataclass(frozen=True)

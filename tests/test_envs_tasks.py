@@ -204,3 +204,21 @@ def test_goal_from_observations_and_images() -> None:
     with pytest.raises(ValueError, match="at least one sub-goal"):
         env.set_goal()
     env.close()
+
+
+def test_more_subgoals_of_the_same_pick_and_place() -> None:
+    """The same draw and the paper's three images, with one above the object before and one clear of it after."""
+    goals = []
+    for more in (False, True):
+        env = ArmEnv("pick_place", object="box", image_size=64, subgoals=more)
+        env.reset(seed=3)
+        goals.append(env.goal)
+        env.close()
+        assert env.max_steps == (26 if more else 22)
+    paper, more = goals
+    assert paper.budgets == (4, 10, 4) and len(more.budgets) == len(more.observations) == 5
+    for ours, theirs in zip(more.observations[1:4], paper.observations, strict=True):
+        assert np.array_equal(ours["left"], theirs["left"]) and np.array_equal(ours["state"], theirs["state"])
+    above, grasped, _, placed, clear = (observation["state"] for observation in more.observations)
+    assert above[2] > grasped[2] + 0.03 and above[6] < 0.05 < grasped[6]
+    assert clear[2] > placed[2] + 0.05 and np.linalg.norm(clear[:2] - placed[:2]) < 0.02

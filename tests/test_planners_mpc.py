@@ -231,8 +231,19 @@ def test_the_next_subgoal_is_shown_when_the_hand_is_read_to_be_there() -> None:
     assert gaps[first] <= 0.02 and (gaps[:first] > 0.02).all() and shown[first:] == [1] * (8 - first)
 
 
+def test_the_agent_rests_at_the_last_subgoal_until_it_is_pushed_away() -> None:
+    settings = AgentConfig(rest=True, arrive_within=0.02)
+    agent = make_agent(config=settings, objective=AlignedL1(PointReading()))  # type: ignore[arg-type]
+    goal = goal_at([1.0, 0, 0, 0.3])
+    drive(agent, goal, 4)
+    assert not agent.history[0].hold
+    for push, rests in ((0.0, True), (0.3, True), (0.5, False), (0.3, False), (0.1, True)):
+        action = agent.act(observation(np.array([1.0 + push, 0, 0, 0.3])))
+        assert agent.history[-1].planned == (not rests) and (not action.any() or not rests)
+
+
 def test_a_schedule_by_arrival_needs_an_objective_that_reads() -> None:
-    with pytest.raises(ValueError, match="'arrival' needs the aligned objective; valid: budget, energy"):
+    with pytest.raises(ValueError, match="'arrival' and rest need the aligned objective; valid without: budget"):
         make_agent(config=AgentConfig(schedule="arrival"))
 
 
