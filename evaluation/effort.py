@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.picture import GRID, MUTED, method_colours, tidy
@@ -146,10 +147,14 @@ def effort_figure(places: Mapping[str, Lines]) -> Figure:
                 axes.annotate(str(point.effort), (point.seconds, height), (4, 4), textcoords="offset points",
                               fontsize=7, color=MUTED)  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(-3, 103)
         axes.grid(color=GRID, lw=0.8)
         axes.set_xlabel("CPU seconds per action", color=MUTED, fontsize=9)
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
+        axes.set_ylabel("success, % (95 % Wilson)", color=MUTED, fontsize=9)
+    panels[0].legend(frameon=False, fontsize=9, loc="upper left")
     for axes in panels[len(places) :]:
         axes.set_axis_off()
     return figure

@@ -37,6 +37,8 @@ NO_SEARCH = ("hold", "random", "expert", "octo", "features_bc", "sac", "gradient
 TIME_HEAD = ("at most s/action", "method", "effort", "s/action", "success", "McNemar against the first")
 SUCCESS_HEAD = ("at least", "method", "effort", "s/action", "success", "times the first one's s/action")
 
+NOTHING_SHARED = "There is no success that all methods reach."
+
 
 class Slot(NamedTuple):
     """One cell of the ladder with its episodes."""
@@ -166,8 +168,11 @@ def markdown(record: dict[str, Any]) -> str:
             ("equal time", TIME_HEAD, time_rows(place)),
             ("equal success", SUCCESS_HEAD, success_rows(place)),
         ):
-            lines += [f"**{where}, {title}**", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-            lines += [f"| {' | '.join(row)} |" for row in rows] or ["no method succeeded"]
+            lines += [f"**{where}, {title}**", ""]
+            if rows:
+                lines += [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+            else:
+                lines.append(NOTHING_SHARED)
             lines.append("")
     return "\n".join(lines)
 
@@ -189,7 +194,7 @@ def write_table3(config: EvaluateConfig, record: dict[str, Any], found: Sequence
         page.heading(f"{place}: at equal time").table(TIME_HEAD, time_rows(told))
         page.heading(f"{place}: at equal success")
         rows = success_rows(told)
-        page.table(SUCCESS_HEAD, rows) if rows else page.text("There is no success that all methods reach.")
+        page.table(SUCCESS_HEAD, rows) if rows else page.text(NOTHING_SHARED)
         here = [slot.point for slot in found if slot.place == place]
         page.heading(f"{place}: all points")
         page.table(TABLE_HEAD, [table_row(f"{point.agent} {point.effort}", point.results) for point in here])
