@@ -46,7 +46,7 @@ class AgentSettings:
         seconds_per_action: Time after which a search stops; results then depend on the machine's speed.
         hold_margin: Hold unless a plan lowers holding's energy by more than this fraction.
         objective: Name of an energy (`planners.objectives.OBJECTIVE_NAMES`); by default the aligned one where the model
-            has a readout, else the published one (final).
+            has a readout, else the published one (final); cem_published takes the published one.
         max_position: Bound of a planned translation per axis and step (m).
         max_norm: Bound of its length (m).
         max_gripper: Bound of a planned closedness delta; 0 leaves the gripper as it is.
@@ -198,9 +198,9 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
 
             model = TurnedModel(model, settings.axes_yaw)
         name = planner or settings.oracle_planner
-        objective = make_objective(
-            settings.objective, getattr(model, "readout", None), goal_gripper=bool(settings.goal_gripper)
-        )
+        published = name == "cem_published"
+        energy = settings.objective or ("final" if published else None)
+        objective = make_objective(energy, getattr(model, "readout", None), bool(settings.goal_gripper))
         schedule = settings.schedule or ("arrival" if isinstance(objective, AlignedL1) else "budget")
         choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": schedule}
         choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}
@@ -210,7 +210,7 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
         agent = planning_agent(
             settings,
             model,
-            make_planner(name, **settings.planner_settings(published=name == "cem_published")),
+            make_planner(name, **settings.planner_settings(published)),
             objective,
             camera=camera_of(env, model),
             generator=torch.Generator().manual_seed(agent_seed(seed)),
