@@ -29,8 +29,9 @@ class AgentSettings:
         execute: Actions executed of each plan (or of a policy's chunk) before looking again.
         context: Frames that the model sees.
         subgoals_from: Planners: the goal's own (given, the default), its last alone (final), or those that the world
-            model chooses among frames that it imagines (imagined) or that were recorded (bank).
-        bank: With bank: the dataset that the frames come from.
+            model chooses among frames that it imagines (imagined) or that were recorded (bank), or along the recorded
+            episode that begins and ends most like this one (recorded).
+        bank: With bank and recorded: the dataset that the frames come from.
         stops: Sub-goals that it chooses at most before the last.
         schedule: When the next sub-goal is shown: budget, energy or arrival (the default with the aligned objective).
         patience: With energy or arrival: show it after this many times the budget anyway.
@@ -63,7 +64,7 @@ class AgentSettings:
     repeat: int | None = None
     execute: int | None = None
     context: int | None = None
-    subgoals_from: Literal["given", "final", "imagined", "bank"] | None = None
+    subgoals_from: Literal["given", "final", "imagined", "bank", "recorded"] | None = None
     bank: Path | None = None
     stops: int | None = None
     schedule: Literal["budget", "energy", "arrival"] | None = None

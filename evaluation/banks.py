@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -36,13 +37,14 @@ def planning_agent(
     """A planning agent with the sub-goals that the settings ask for; the rest as in `PlanningAgent`."""
     if settings.subgoals_from in (None, "given"):
         return PlanningAgent(model, planner, objective, camera, generator, config)
-    if settings.subgoals_from == "bank" and settings.bank is None:
-        raise ValueError("--subgoals-from bank needs --bank, the folder of a dataset")
     bank = None
-    if settings.subgoals_from == "bank" and settings.bank is not None:
+    if settings.subgoals_from in ("bank", "recorded"):
+        if settings.bank is None:
+            raise ValueError(f"--subgoals-from {settings.subgoals_from} needs --bank, the folder of a dataset")
         bank = load_bank(settings.bank, model, camera)
+    levels = TwoLevelConfig(along=settings.subgoals_from == "recorded")
     count = 0 if settings.subgoals_from == "final" else settings.stops
-    levels = TwoLevelConfig() if count is None else TwoLevelConfig(count=count)
+    levels = levels if count is None else replace(levels, count=count)
     return TwoLevelAgent(model, planner, objective, camera, generator, config, levels=levels, bank=bank)
 
 
@@ -65,7 +67,7 @@ def _read(folder: Path, model: Any, camera: str) -> Frames:
     chosen = np.unique(
         np.linspace(0, len(episodes) - 1, min(len(episodes), MOST_FRAMES // FRAMES_PER_EPISODE), dtype=int)
     )
-    features, states = [], []
+    features, states, numbers = [], [], []
     for index in chosen:
         trajectory = read_trajectory(episodes[index])
         rows = np.unique(np.linspace(0, len(trajectory) - 1, FRAMES_PER_EPISODE, dtype=int))
@@ -78,4 +80,5 @@ def _read(folder: Path, model: Any, camera: str) -> Frames:
         with torch.no_grad():
             features.append(model.encode(images[:, None])[:, 0].cpu())
         states.append(torch.from_numpy(trajectory.states[rows].astype(np.float32)))
-    return Frames(torch.cat(features), torch.cat(states))
+        numbers.append(torch.full((len(rows),), int(index)))
+    return Frames(torch.cat(features), torch.cat(states), torch.cat(numbers))

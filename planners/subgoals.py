@@ -6,7 +6,8 @@ E(a, b)^power, where E is the very energy that the low level plans with. A chain
     E(now, c_1)^power + E(c_1, c_2)^power + ... + E(c_k, goal)^power.
 
 The energy of the paper is a metric: with power 1 a detour never pays (triangle inequality). With power 2 short hops are
-preferred, over which the energy can be trusted.
+preferred, over which the energy can be trusted. But what looks similar need not be easy to reach: a cup does not move
+by itself. Recorded episodes know that, so `choose_recorded` takes its stops from one, along which hops are free.
 
 Legend: C candidates, A frames hopped from, S samples, H steps, P planned action dimensions, N patches, D channels.
 """
@@ -36,10 +37,12 @@ class Frames:
     Attributes:
         z: Features [C, N, D].
         state: Robot states [C, 7] (m, rad, closedness; base frame).
+        episode: Number of the recorded episode that each belongs to [C], its frames in order; None where there is none.
     """
 
     z: Tensor
     state: Tensor
+    episode: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.z.ndim != 3 or tuple(self.state.shape) != (len(self.z), 7):
@@ -52,7 +55,7 @@ class Frames:
 
     def pick(self, index: Tensor | list[int]) -> Frames:
         """Those at `index`."""
-        return Frames(self.z[index], self.state[index])
+        return Frames(self.z[index], self.state[index], None if self.episode is None else self.episode[index])
 
     def goal(self, index: int) -> LatentGoal:
         """One of them as a goal for one episode."""
@@ -157,6 +160,46 @@ def choose_chain(
         tuple(int(kept[i]) for i in path), hops, float(sum(hop**power for hop in hops)), direct**power
     )  # fmt: skip
     return chain, near.pick(path)
+
+
+def choose_recorded(
+    objective: Objective, now: Frames, goal: Frames, bank: Frames, count: int, power: float
+) -> tuple[Chain, Frames]:
+    """At most `count` stops along one episode of the bank: E(now, a)^power + E(b, goal)^power is least, a not after b.
+
+    The stops lie evenly between a and b, b among them. Going straight is no option: no episode shows that it can be
+    done.
+
+    Raises:
+        ValueError: The bank tells no episodes, or is empty.
+    """
+    if bank.episode is None or len(bank) == 0:
+        raise ValueError("stops along recorded episodes need a bank of frames with their episodes' numbers")
+    direct = float(hop_energies(objective, now, goal, now.z)[0, 0])
+    if count == 0:
+        return Chain((), (direct,), direct**power, direct**power), bank.pick([])
+    first = hop_energies(objective, now, bank, now.z)[0] ** power
+    last = hop_energies(objective, bank, goal, now.z)[:, 0] ** power
+    ways = []
+    for number in bank.episode.unique().tolist():
+        rows = (bank.episode == number).nonzero()[:, 0]
+        reached, begin = first[rows].cummin(0)  # the best frame to enter at, up to each frame
+        end = int((reached + last[rows]).argmin())
+        ways.append((float(reached[end] + last[rows][end]), rows[int(begin[end])], rows[end]))
+    cost, start, stop = min(ways, key=lambda way: way[0])
+    places = torch.linspace(float(start), float(stop), count + 1)[1:].round().long() if stop > start else stop[None]
+    stops = list(dict.fromkeys(places.tolist()))
+    hops = _hops(list(range(len(stops))), *_along(objective, now, goal, bank.pick(stops)), direct)
+    return Chain(tuple(stops), hops, cost, direct**power), bank.pick(stops)
+
+
+def _along(objective: Objective, now: Frames, goal: Frames, stops: Frames) -> tuple[Tensor, Tensor, Tensor]:
+    """Energies from here to each stop, between stops, and from each to the goal."""
+    return (
+        hop_energies(objective, now, stops, now.z)[0],
+        hop_energies(objective, stops, stops, now.z),
+        hop_energies(objective, stops, goal, now.z)[:, 0],
+    )
 
 
 def cheapest_path(first: Tensor, between: Tensor, last: Tensor, direct: float, count: int) -> list[int]:

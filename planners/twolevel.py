@@ -14,7 +14,7 @@ import torch
 from armworld.planners.mpc import PlanningAgent
 from armworld.planners.objectives import LatentGoal
 from armworld.planners.plans import PlanningError
-from armworld.planners.subgoals import Chain, Frames, choose_chain, imagined_frames
+from armworld.planners.subgoals import Chain, Frames, choose_chain, choose_recorded, imagined_frames
 from armworld.types import Goal
 
 
@@ -28,6 +28,7 @@ class TwoLevelConfig:
         samples, steps, stride: Paths imagined where there is no bank, their length, and every which frame of them is a
             candidate.
         keep: Candidates considered for chains.
+        along: Take the stops from one episode of the bank, in its order (`choose_recorded`).
     """
 
     count: int = 2
@@ -36,6 +37,7 @@ class TwoLevelConfig:
     steps: int = 8
     stride: int = 2
     keep: int = 64
+    along: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.power <= 0 or min(self.samples, self.steps, self.stride, self.keep) < 1:
@@ -57,6 +59,8 @@ class TwoLevelAgent(PlanningAgent):
         """As `PlanningAgent`; `levels` says how to choose, `bank` among which recorded frames (None: imagined ones)."""
         super().__init__(*arguments, **settings)
         self.levels, self.bank = levels or TwoLevelConfig(), bank
+        if self.levels.along and (bank is None or bank.episode is None):
+            raise ValueError("sub-goals along recorded episodes need a bank that tells them apart")
         self.last_chain: Chain | None = None
 
     def reset(self, goal: Goal) -> None:
@@ -81,12 +85,7 @@ class TwoLevelAgent(PlanningAgent):
         assert final.state is not None, "goals of observations have a state"
         z, state = self._frames[-1]
         here = Frames(z[:, 0], state[:, 0])
-        left = self.levels.count - len(reached)
-        candidates = self._candidates(here) if left > 0 else here.pick([])
-        target = Frames(final.z, final.state)
-        chain, frames = choose_chain(
-            self.objective, here, target, candidates, max(0, left), self.levels.power, self.levels.keep
-        )
+        chain, frames = self._search_chain(here, Frames(final.z, final.state), self.levels.count - len(reached))
         if not bool(torch.tensor(chain.hops).isfinite().all()):
             raise PlanningError(f"the chain of sub-goals is not finite: {chain.hops}")
         stops: tuple[LatentGoal, ...] = tuple(frames.goal(i) for i in range(len(frames)))
@@ -94,13 +93,21 @@ class TwoLevelAgent(PlanningAgent):
         self._budgets = (*self._budgets[: len(reached)], *self._shares(chain.hops))
         self.last_chain = chain
 
-    def _candidates(self, here: Frames) -> Frames:
-        if self.bank is not None:
-            return self.bank
-        levels = self.levels
-        return imagined_frames(
-            self.model, here, self.planner.config.space, self.generator, levels.samples, levels.steps, levels.stride
-        )
+    def _search_chain(self, here: Frames, target: Frames, left: int) -> tuple[Chain, Frames]:
+        """At most `left` stops between two frames."""
+        levels, left = self.levels, max(0, left)
+        if levels.along and self.bank is not None:
+            return choose_recorded(self.objective, here, target, self.bank, left, levels.power)
+        if left == 0:
+            candidates = here.pick([])
+        elif self.bank is not None:
+            candidates = self.bank
+        else:
+            space = self.planner.config.space
+            candidates = imagined_frames(
+                self.model, here, space, self.generator, levels.samples, levels.steps, levels.stride
+            )
+        return choose_chain(self.objective, here, target, candidates, left, levels.power, levels.keep)
 
     def _shares(self, hops: tuple[float, ...]) -> tuple[int, ...]:
         """Steps for each hop, in proportion to its energy, of those that are left; at least one each."""

@@ -59,6 +59,7 @@ def build(model: Any, **settings: Any) -> PlanningAgent:
 def test_a_bank_is_read_once_per_model(data: Path) -> None:
     model = Means()
     bank = load_bank(data, model, "left")
+    assert bank.episode is not None and bank.episode.tolist() == [0] * 8 + [1] * 8 + [2] * 8
     assert bank.z.shape == (24, 1, 3) and bank.state.shape == (24, 7) and model.encoded == 3
     assert load_bank(data, model, "left") is bank and model.encoded == 3
     assert load_bank(data, Means(), "left") is not bank
@@ -77,10 +78,11 @@ def test_what_is_wrong_with_a_bank_is_named(data: Path, tmp_path: Path) -> None:
 
 def test_the_settings_say_whose_sub_goals(data: Path) -> None:
     assert type(build(Means())) is type(build(Means(), subgoals_from="given")) is PlanningAgent
-    expected = {"final": (0, None), "imagined": (2, None), "bank": (2, 24)}
+    expected = {"final": (0, None), "imagined": (2, None), "bank": (2, 24), "recorded": (2, 24)}
     for subgoals, (count, frames) in expected.items():
         agent = build(Means(), subgoals_from=subgoals, bank=data)
         assert isinstance(agent, TwoLevelAgent) and agent.levels.count == count
+        assert agent.levels.along == (subgoals == "recorded")
         assert (None if agent.bank is None else len(agent.bank)) == frames
     agent = build(Means(), subgoals_from="bank", bank=data, stops=1)
     assert isinstance(agent, TwoLevelAgent) and agent.levels.count == 1
@@ -92,7 +94,7 @@ def test_settings_of_agents_and_of_runs_share_no_name() -> None:
     assert not agent & run
 
 
-@pytest.mark.parametrize("subgoals", ["final", "imagined", "bank"])
+@pytest.mark.parametrize("subgoals", ["final", "imagined", "bank", "recorded"])
 def test_they_act(data: Path, subgoals: str) -> None:
     agent = build(Means(), subgoals_from=subgoals, bank=data, samples=8)
     views = [

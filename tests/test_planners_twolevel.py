@@ -16,7 +16,14 @@ from armworld.planners.mpc import AgentConfig
 from armworld.planners.objectives import FinalL1, LatentGoal, Objective, PatchWeightedL1
 from armworld.planners.plans import ActionSpace, PlanningError
 from armworld.planners.registry import make_planner
-from armworld.planners.subgoals import Frames, cheapest_path, choose_chain, hop_energies, imagined_frames
+from armworld.planners.subgoals import (
+    Frames,
+    cheapest_path,
+    choose_chain,
+    choose_recorded,
+    hop_energies,
+    imagined_frames,
+)
 from armworld.planners.twolevel import TwoLevelAgent, TwoLevelConfig
 from armworld.worldmodel.model import Rollout
 
@@ -146,6 +153,46 @@ def test_imagined_sub_goals_lie_on_the_way() -> None:
     assert agent.last_chain.cost < 0.8 * agent.last_chain.direct_cost
     _, point = drive(None, TwoLevelConfig(count=2, samples=200), FinalL1(), 14)
     assert np.abs(point - [6, 0, 0, 0]).max() < 0.5
+
+
+def two_ways() -> Frames:
+    """An episode around a corner from the origin to the goal, and one that passes straight, but ends elsewhere."""
+    corner = [[0, 0, 0, 0], [0, 3, 0, 0], [0, 6, 0, 0], [3, 6, 0, 0], [6, 6, 0, 0], [6, 3, 0, 0], [6, 0, 0, 0]]
+    straight = [[0, 0, 0, 0], [2, 0, 0, 0], [4, 0, 0, 3]]
+    found = frames(np.array(corner + straight, float))
+    return Frames(found.z, found.state, torch.tensor([7] * len(corner) + [9] * len(straight)))
+
+
+def test_stops_along_an_episode_follow_it_wherever_it_goes() -> None:
+    now, goal, bank = frames(np.zeros((1, 4))), frames(np.array([[6.0, 0, 0, 0]])), two_ways()
+    chain, stops = choose_recorded(FinalL1(), now, goal, bank, 3, 2.0)
+    assert chain.stops == (2, 4, 6) and chain.cost == 0 and len(chain.hops) == 4
+    assert stops.z[:, 0, :2].tolist() == [[0, 6], [6, 6], [6, 0]]
+    assert choose_recorded(FinalL1(), now, goal, bank, 1, 2.0)[0].stops == (6,)
+    backwards = choose_recorded(FinalL1(), goal, now, bank, 3, 2.0)[0]
+    assert all(a < b for a, b in pairwise(backwards.stops)) and backwards.cost > 0, "never against its order"
+    assert choose_recorded(FinalL1(), now, goal, bank, 0, 2.0)[0].stops == ()
+    with pytest.raises(ValueError, match="with their episodes' numbers"):
+        choose_recorded(FinalL1(), now, goal, on_a_line(3), 2, 2.0)
+
+
+def test_the_agent_goes_the_recorded_way() -> None:
+    agent = TwoLevelAgent(
+        PointWorld(), make_planner("cem", space={"max_position": 0.1}), FinalL1(), "left",
+        torch.Generator().manual_seed(0), AgentConfig(schedule="energy", switch_energy=0.1),
+        levels=TwoLevelConfig(count=3, along=True), bank=two_ways(),
+    )  # fmt: skip
+    agent.reset(goal_at([6.0, 0, 0, 0], budgets=(40,)))
+    point, visited = np.zeros(4), []
+    for _ in range(30):
+        point = point + agent.act(observation(point))[[0, 1, 2, 6]] / LIMITS.numpy()
+        visited.append(point)
+    assert np.abs(point - [6, 0, 0, 0]).max() < 0.5
+    assert np.abs(np.array(visited) - [0, 6, 0, 0]).max(1).min() < 0.7, "by way of the corner"
+    with pytest.raises(ValueError, match="need a bank that tells them apart"):
+        TwoLevelAgent(
+            PointWorld(), agent.planner, FinalL1(), "left", agent.generator, levels=TwoLevelConfig(along=True)
+        )
 
 
 def test_budgets_are_shared_by_energy_and_chains_are_chosen_again() -> None:
