@@ -13,6 +13,7 @@ Minutes on one core are enough for demonstrations of reaching, with Muon:
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from armworld.baselines.augment import Draws, augment, draw_augmentation
-from armworld.baselines.compute import parameters, training_flop
+from armworld.baselines.compute import core_seconds, parameters, training_flop
 from armworld.baselines.demonstrations import (
     Demonstrations,
     Relabelling,
@@ -48,6 +49,7 @@ from armworld.worldmodel.training import (
     pick_device,
     plot_metrics,
     precision,
+    read_metrics,
 )
 
 
@@ -213,6 +215,7 @@ def train(config: BCTrainConfig) -> Path:
     run = TrainingRun(
         config.out, config.identity(), budget, modules, optimizer, generators, processes, config.save_minutes
     )
+    began = time.process_time()
     for step in run.steps():
         run.set_cosine_rate(config.learning_rate, config.warmup)
         batch, noise = _draw(config, sources.train, policy, generators, processes.share(config.batch), device)
@@ -221,7 +224,7 @@ def train(config: BCTrainConfig) -> Path:
         run.optimise(loss)
         update_average(average, policy, config.ema, step)
         if step % 20 == 0:
-            run.log({"loss": float(loss.detach())})
+            run.log({"loss": float(loss.detach()), "core_seconds": round(time.process_time() - began, 1)})
         if step and step % config.validate_every == 0:
             run.log(validate(average, sources.held_out, config, device))
     if processes.is_main:
@@ -287,6 +290,7 @@ def _export(
         "training": config.identity(),
         "steps": run.budget.step,
         "seconds": round(run.budget.elapsed),
+        "core_seconds": round(core_seconds(read_metrics(run.metrics_path))),
         "device": device.type,
         "parameters": parameters(policy),
         "training_flop": flop,

@@ -1,8 +1,10 @@
-"""What a method costs: parameters, floating-point operations of training."""
+"""What a method costs: parameters, floating-point operations and core time of training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,3 +29,9 @@ def forward_flop(call: Callable[[], object]) -> int:
 def training_flop(one_sample: Callable[[], object], samples: int) -> float:
     """Operations of training on `samples` samples, given a call that runs the forward pass of one."""
     return float((1 + BACKWARD) * forward_flop(one_sample) * samples)
+
+
+def core_seconds(rows: Iterable[Mapping[str, Any]]) -> float:
+    """Processor time of a run from its log, whose "core_seconds" begin anew wherever it was taken up again."""
+    spent = [0.0, *(float(row["core_seconds"]) for row in rows if "core_seconds" in row)]
+    return sum(b - a if b >= a else b for a, b in pairwise(spent))

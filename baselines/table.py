@@ -2,8 +2,9 @@
 
     python -m armworld.baselines.table cem=runs/post/model octo=runs/bc/model sac=runs/sac/model --out runs/methods
 
-Training figures come from what each trainer wrote into its checkpoint; time per action is measured here, on one thread,
-with the agent's default settings. A figure that a checkpoint does not tell is shown as a dash.
+Training figures come from what each trainer wrote into its checkpoint; time per action is measured here, in processor
+seconds of one thread, with the agent's default settings: on a shared machine wall time tells of the others. A figure
+that a checkpoint does not tell is shown as a dash.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from armworld.evaluation.cells import single_thread
 from armworld.evaluation.files import write_json, write_text
 from armworld.types import Goal, Observation, check_name
 
-HEAD = ("method", "agent", "parameters", "training FLOP", "hours", "device", "s / action", "data")
+HEAD = ("method", "agent", "parameters", "training FLOP", "hours", "core hours", "device", "s / action", "data")
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ class Row:
         parameters: Of all its networks, frozen ones included.
         training_flop: Operations of training what was trained (a frozen encoder's own training not counted).
         hours: Wall time of that training.
+        core_hours: Processor time of it.
         device: Where it ran.
         data: What it learned from.
-        seconds_per_action: Median on one thread of this machine.
+        seconds_per_action: Median processor time on one thread of this machine.
     """
 
     method: str
@@ -69,6 +71,7 @@ class Row:
     parameters: int | None
     training_flop: float | None
     hours: float | None
+    core_hours: float | None
     device: str | None
     data: str | None
     seconds_per_action: float | None
@@ -82,12 +85,12 @@ def method_row(agent: str, path: str | None, repeats: int = 5, settings: AgentSe
     """
     entry = AGENTS[check_name("agent", agent, AGENTS)]
     if not needs_model(agent):
-        return Row(entry.summary, agent, None, 0, 0.0, 0.0, None, None, None)
+        return Row(entry.summary, agent, None, 0, 0.0, 0.0, 0.0, None, None, None)
     if path is None:
         raise ValueError(f"agent {agent!r} needs a model: write {agent}=PATH")
     model = load_model(agent, path)
     about = _about(agent, path, model)
-    seconds = about.get("seconds")
+    seconds, core = about.get("seconds"), about.get("core_seconds")
     return Row(
         method=about.get("method", entry.summary),
         agent=agent,
@@ -95,6 +98,7 @@ def method_row(agent: str, path: str | None, repeats: int = 5, settings: AgentSe
         parameters=about.get("parameters") or _count(model),
         training_flop=about.get("training_flop") or _predictor_flop(model, about),
         hours=None if seconds is None else seconds / 3600,
+        core_hours=None if core is None else core / 3600,
         device=about.get("device"),
         data=_data(about),
         seconds_per_action=time_per_action(agent, model, repeats, settings),
@@ -144,7 +148,7 @@ def _data(about: dict[str, Any]) -> str | None:
 
 
 def time_per_action(agent: str, model: Any, repeats: int, settings: AgentSettings | None = None) -> float | None:
-    """Median seconds of `act` over `repeats` calls on one thread, on pictures of noise; None for zero repeats."""
+    """Median processor seconds of `act` over `repeats` calls on one thread, on noise; None for zero repeats."""
     if repeats < 1:
         return None
     if agent == "oracle":
@@ -164,9 +168,9 @@ def time_per_action(agent: str, model: Any, repeats: int, settings: AgentSetting
         player.act(look())
         times = []
         for _ in range(repeats):
-            seen, began = look(), time.perf_counter()
+            seen, began = look(), time.process_time()
             player.act(seen)
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
     return statistics.median(times)
 
 
@@ -182,6 +186,7 @@ def cells_of(row: Row) -> tuple[str, ...]:
         "–" if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
         show(row.training_flop, ".2g"),
         show(row.hours, ".2f"),
+        show(row.core_hours, ".2f"),
         row.device or "–",
         show(row.seconds_per_action, ".4f"),
         row.data or "–",

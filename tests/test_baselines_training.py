@@ -10,6 +10,7 @@ import torch
 
 from armworld.baselines.agent import load_policy
 from armworld.baselines.bc import BCTrainConfig, train, update_average
+from armworld.baselines.compute import core_seconds
 from armworld.baselines.demonstrations import Demonstrations
 from armworld.baselines.pixels import (
     PixelModelConfig,
@@ -181,12 +182,24 @@ def test_pixel_model_is_trained_and_planned_with(data, tmp_path):
         load_pixel_model(train(settings(data, tmp_path / "bc", steps=1)))
 
 
+def test_core_time_adds_up_over_resumed_runs():
+    rows = [
+        {"core_seconds": 2.0},
+        {"held_out": 0.1},
+        {"core_seconds": 5.0},
+        {"core_seconds": 1.0},
+        {"core_seconds": 4.0},
+    ]
+    assert core_seconds(rows) == 9 and core_seconds([]) == 0
+
+
 def test_table_of_methods(data, tmp_path, capsys):
     folder = train(settings(data, tmp_path / "run", steps=2))
     rows = table(TableConfig((f"octo={folder}", "hold"), tmp_path / "table", repeats=1))
     policy = load_policy(folder).network
     assert rows[0].parameters == sum(p.numel() for p in policy.parameters())
     assert rows[0].training_flop is not None and rows[0].training_flop > 1e6
+    assert rows[0].core_hours is not None and rows[0].core_hours >= 0
     assert rows[0].seconds_per_action is not None and rows[0].seconds_per_action > 0
     text = (tmp_path / "table" / "methods.md").read_text()
     assert "Octo-style, from scratch" in text and "| hold |" in text
