@@ -16,6 +16,7 @@ SHORTER = {  # what a reader would run for minutes or hours
     "2000000-2000009": "2000000-2000000",
     "2000000-2000049": "2000000-2000000",
     "--minutes 30": "--steps 2",
+    "--minutes 5 ": "--steps 2 ",
     "--out runs/doctor": "--episodes 8 --out runs/doctor",
     "--out runs/recipe": "--scale 0.006 --pretrain-minutes 0.02 --sharpen-minutes 0.02 --posttrain-minutes 0.02 "
     "--align-minutes 0.02 --out runs/recipe",
