@@ -38,8 +38,8 @@ class AgentConfig:
             gripper within `arrive_grip`, as the aligned objective reads them. Both at the latest after `patience` times
             the budget.
         switch_energy, switch_holds, patience, arrive_within, arrive_grip: See `schedule`.
-        rest: At the last sub-goal, by the same measure, hold still until the hand is twice as far off: open fingers that
-            go on correcting around what they have placed touch it. Needs the aligned objective.
+        rest: At the last sub-goal, by the same measure, hold still until the hand is twice as far off: open fingers
+            that go on correcting around what they have placed touch it. Needs the aligned objective.
         context: Frames (the present one and those before) that the model sees; fewer at the episode's start.
         gripper: "joint": arm and gripper are planned together (as published); "last": the arm alone is planned first,
             and the gripper with it only where that plan moves the arm by less than `arrived_m` and `arrived_rad`. One
