@@ -15,6 +15,8 @@ SHORTER = {  # what a reader would run for minutes or hours
     "--episodes 100 ": "--episodes 40 ",
     "2000000-2000009": "2000000-2000000",
     "2000000-2000049": "2000000-2000000",
+    "--objects cup,box": "--objects cup",
+    "--agents cem,hold,random,expert": "--agents cem,expert",
     "--minutes 30": "--steps 2",
     "--minutes 5 ": "--steps 2 ",
     "--out runs/doctor": "--episodes 8 --out runs/doctor",
