@@ -4,10 +4,14 @@ The recipe is Octo's (arXiv 2405.12213) with V-JEPA 2's hindsight goals: see `de
 `policy.py` and `diffusion.py` for the network, `augment.py` for the images. The moving average of the weights is what
 is saved as `out/model`; the weights of the last step lie beside it in `out/model_last`.
 
-Minutes on one core are enough for demonstrations of reaching, with Muon:
+On frozen features (`--encoder`: what the encoder gives, without planning) a linear map of (frame, goal) per patch
+takes the place of the convolutional stem; they are cached in the form that post-training uses too.
+
+Minutes on one core were enough for demonstrations of reaching, with Muon (docs/log.md):
 
     armworld collect --task reach --episodes 1200 --steps 12 --behaviours.expert 1 --seed 500000 --out data/expert
-    armworld bc --data data/expert --out runs/octo --optimizer muon --learning-rate 2e-3 --warmup 200 --steps 600
+    armworld bc --data data/expert --out runs/octo --optimizer muon --learning-rate 2e-3 --warmup 200 --steps 600 \
+        --noise-draws 4
 """
 
 from __future__ import annotations
@@ -31,7 +35,6 @@ from armworld.baselines.demonstrations import (
     measure_scales,
     split_episodes,
 )
-from armworld.baselines.features_bc import open_feature_store
 from armworld.baselines.policy import SIZES, Batch, Policy, PolicyConfig, policy_config
 from armworld.datasets.clips import load_frames
 from armworld.datasets.store import Store
@@ -39,7 +42,7 @@ from armworld.types import check_name
 from armworld.worldmodel.checkpoint import save_parts
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.model import WorldModelConfig
-from armworld.worldmodel.posttrain import open_encoder
+from armworld.worldmodel.posttrain import open_encoder, open_features
 from armworld.worldmodel.sizes import check_image_size
 from armworld.worldmodel.training import (
     Budget,
@@ -162,7 +165,8 @@ def open_sources(config: BCTrainConfig, device: torch.device) -> Sources:
     else:
         encoder = open_encoder(config.encoder, config.image_size, config.seed).to(device).eval()
         folder = config.cache or config.out / "features"
-        stores = [open_feature_store(config.data, encoder, folder, config.camera, config.layers, config.dtype)]
+        cache = open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype)
+        stores = [cache.preload()]
         size = encoder.config.image_size
     rng = np.random.default_rng(config.seed)
     chosen = [choose_episodes(store, config.successes_only) for store in stores]

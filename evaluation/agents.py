@@ -36,7 +36,8 @@ class AgentSettings:
         schedule: When the next sub-goal is shown: budget, energy or arrival (the default with the aligned objective).
         patience: With energy or arrival: show it after this many times the budget anyway.
         arrive_within: With arrival: how near the hand must be, as read from the image (m).
-        rest: Hold still where the last sub-goal is reached (as arrival measures it).
+        rest: Hold still where the last sub-goal is reached (as arrival measures it); by default in grasp and
+            pick-and-place. Of the objectives the aligned one alone takes notice.
         gripper: Planned together with the arm (joint) or once the arm has arrived (last).
         gripper_margin: With "last": the gripper moves only if that lowers the energy by this fraction.
         gripper_deadband: Planned gripper deltas below this count as none.

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from armworld.pose import action_between
 from armworld.types import check_name
+from armworld.worldmodel.readout import HandReadout, hand_distance
 
 if TYPE_CHECKING:
     from armworld.worldmodel.model import Rollout
-    from armworld.worldmodel.readout import HandReadout
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,6 @@ class AlignedL1:
 
     def gaps(self, z: Tensor, state: Tensor, goal: LatentGoal) -> tuple[Tensor, Tensor]:
         """The two parts of d: hand [B, S] (m, the yaw included) and gripper [B, S] (share of the stroke)."""
-        from armworld.worldmodel.readout import hand_distance
-
         read, wanted = self.readout(z), self.readout(goal.z)[:, None]
         hand = hand_distance(read, wanted, self.yaw_metres, 0.0)
         if not self.goal_gripper:

@@ -15,7 +15,7 @@ from armworld.datasets.droid import find_episodes, write_episode
 from armworld.datasets.features import FeatureCache, build_feature_cache
 from armworld.datasets.files import exclusive
 from armworld.datasets.packing import build_store
-from armworld.worldmodel.posttrain import PosttrainConfig, open_encoder, open_features
+from armworld.worldmodel.posttrain import open_encoder, open_features
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
@@ -90,12 +90,9 @@ def test_what_cannot_be_sent_to_processes_is_refused(data: Path, tmp_path: Path)
 def test_the_command_makes_what_training_opens(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     made = cache(CacheConfig((data,), "random:debug", tmp_path / "c", image_size=64, workers=1, shard_frames=40))
     assert "72 frames, [16, 48] features each" in capsys.readouterr().out
-    config = PosttrainConfig(
-        data=(data,), encoder="random:debug", out=tmp_path / "run", cache=tmp_path / "c", image_size=64
-    )
-    encoder = open_encoder("random:debug", config.image_size, config.seed)
+    encoder = open_encoder("random:debug", 64, 0)
     with exclusive(tmp_path / "c"):  # shards of another size than training makes itself are as good
-        assert len(open_features(config, encoder)) == 72
+        assert len(open_features(encoder, [data], tmp_path / "c", "left", None, "bfloat16")) == 72
     opened = FeatureCache(tmp_path / "c", {"encoder": made.key["encoder"], "layers": None})
     frames = datasets_helpers.smooth_frames(12, 64)
     direct = encoder.encode_frames(frames[:, None])[:, 0].detach().numpy()

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armworld.datasets.features import FeatureCache, FeatureClips, build_feature_cache, encoder_hash
+from armworld.datasets.features import FeatureCache, FeatureClips, encoder_hash
 from armworld.pose import action_between
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
-from armworld.worldmodel.encoder import Encoder
+from armworld.worldmodel.posttrain import open_features
 from armworld.worldmodel.readout import HandReadout, ReadoutConfig, reading_errors, reading_loss
 from armworld.worldmodel.training import (
     Budget,
@@ -104,11 +104,10 @@ def align(config: AlignConfig) -> Path:
     if loaded.predictor is None or loaded.config is None:
         raise ValueError(f"{config.model} holds an encoder only; align needs a world model (armworld posttrain)")
     encoder, predictor = loaded.encoder.to(device), loaded.predictor.requires_grad_(False).to(device)
-    cache = _open_cache(config, encoder, loaded.config.layers, loaded.config.camera)
+    folder, usage = config.cache or config.out / "features", loaded.config
+    cache = open_features(encoder, config.data, folder, usage.camera, usage.layers, config.dtype)
     cache.preload()
-    train, held_out = (
-        cache.clips(part, loaded.config.step_seconds) for part in cache.split(config.held_out, config.seed)
-    )
+    train, held_out = (cache.clips(part, usage.step_seconds) for part in cache.split(config.held_out, config.seed))
     readout = build_readout(config, cache).to(device)
     optimizer = make_optimizer("adamw", readout, [], config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
@@ -139,7 +138,7 @@ def align(config: AlignConfig) -> Path:
             run.log(validate(readout, held_out, predictor, config, device))
     scores = validate(readout, held_out, predictor, config, device)
     about = {**loaded.about, "readout": {**identity, "steps": run.budget.step, "validation": scores}}
-    out = save_world_model(config.out / "model", encoder, loaded.predictor, loaded.config, about=about, readout=readout)
+    out = save_world_model(config.out / "model", encoder, loaded.predictor, usage, about=about, readout=readout)
     plot_metrics(run.metrics_path, config.out / "curves.png", CURVES)
     return out
 
@@ -186,13 +185,3 @@ def validate(
         z, states = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         scores |= {prefix + name: value for name, value in reading_errors(readout(z), states).items()}
     return scores
-
-
-def _open_cache(config: AlignConfig, encoder: Encoder, layers: int | None, camera: str) -> FeatureCache:
-    @torch.no_grad()
-    def encode(frames: np.ndarray) -> Tensor:
-        with precision(next(encoder.parameters()).device, config.dtype):
-            return encoder.encode_frames(frames[:, None], layers)[:, 0].float().cpu()
-
-    key = {"encoder": encoder_hash(encoder), "layers": layers, "image_size": encoder.config.image_size[0]}
-    return build_feature_cache(config.data, encode, key, config.cache or config.out / "features", camera=camera)

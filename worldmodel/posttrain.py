@@ -8,6 +8,7 @@ Shapes: B clips, T frames, N patches, D features; T - 1 actions lie between T st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -170,18 +171,28 @@ def open_encoder(name: str, image_size: int, seed: int) -> Encoder:
     return Encoder(encoder_config(size, image_size=(image_size, image_size), **changes)).eval()
 
 
-def open_features(config: PosttrainConfig, encoder: Encoder) -> FeatureCache:
-    """The cache of the encoder's features over the data; made now if it is not there."""
+def open_features(
+    encoder: Encoder, data: Sequence[Path], folder: Path, camera: str, layers: int | None, dtype: str
+) -> FeatureCache:
+    """The cache of layer-normed features [N, D] of all frames; made now if it is not there.
+
+    Args:
+        encoder: Frozen; it runs where its weights are.
+        data: Dataset folders.
+        folder: The cache's folder. Every training over the same encoder and data may share it.
+        camera: Whose frames.
+        layers: Encoder blocks used; None for all.
+        dtype: Precision in which the encoder runs: float32 or bfloat16.
+    """
     device = next(encoder.parameters()).device
 
     @torch.no_grad()
     def encode(frames: np.ndarray) -> Tensor:
-        with precision(device, config.dtype):
-            return encoder.encode_frames(frames[:, None], config.layers)[:, 0].float().cpu()
+        with precision(device, dtype):
+            return encoder.encode_frames(frames[:, None], layers)[:, 0].float().cpu()
 
-    key = {"encoder": encoder_hash(encoder), "layers": config.layers, "image_size": encoder.config.image_size[0]}
-    folder = config.cache or config.out / "features"
-    return build_feature_cache(config.data, encode, key, folder, camera=config.camera)
+    key = {"encoder": encoder_hash(encoder), "layers": layers, "image_size": encoder.config.image_size[0]}
+    return build_feature_cache(data, encode, key, folder, camera=camera)
 
 
 def predictor_config(config: PosttrainConfig, encoder: Encoder, states: np.ndarray) -> ACPredictorConfig:
@@ -239,7 +250,10 @@ def posttrain(config: PosttrainConfig) -> Path:
     device = pick_device(config.device)
     processes = Processes.from_environment(device, config.fsdp)
     encoder = open_encoder(config.encoder or str(config.init), config.image_size, config.seed).to(device).eval()
-    cache = processes.in_turn(lambda: open_features(config, encoder))
+    folder = config.cache or config.out / "features"
+    cache = processes.in_turn(
+        lambda: open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype)
+    )
     cache.preload()
     train_episodes, held_out_episodes = cache.split(config.held_out, config.seed)
     train, held_out = (cache.clips(part, config.step_seconds) for part in (train_episodes, held_out_episodes))
