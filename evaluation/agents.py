@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,6 +121,16 @@ GRASPING: dict[str, Any] = {
     "rest": True,
 }
 USUAL = {"reach": REACHING, "reach_with_object": REACHING, "grasp": GRASPING, "pick_place": GRASPING}
+
+
+def settings_for(agent: str, task: str, settings: AgentSettings) -> AgentSettings:
+    """What `agent` plans with in `task`, in simulation as on an arm; the published planner's settings stay as they are.
+
+    `settings` may be of a class that holds more; only an agent's settings are answered.
+    """
+    own = AgentSettings(**{field.name: getattr(settings, field.name) for field in fields(AgentSettings)})
+    return own if agent == "cem_published" else own.for_task(task)
+
 
 Builder = Callable[[gymnasium.Env, Any, int, AgentSettings], Agent]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from armworld.envs.cameras import CAMERAS
-from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, needs_model
+from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, needs_model, settings_for
 from armworld.evaluation.cells import TASKS, Cell, env_id_of, run_cells
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.sim_assets.catalog import LABS, OBJECTS
@@ -137,14 +137,13 @@ def make_cell(
         check_name("camera", setup.camera or "left", CAMERAS)
         check_name("object", object_name, OBJECTS)
         check_name("lab", lab, LABS)
-    own = AgentSettings(**{name: getattr(settings, name) for name in AgentSettings.__dataclass_fields__})
     return Cell(
         env_id=env_id_of(task),
         env_kwargs=setup.env_kwargs(object_name, lab),
         agent=agent,
         out=out,
         model=setup.model_of(agent),
-        settings=own if agent == "cem_published" else own.for_task(task),
+        settings=settings_for(agent, task, settings),
         film=film,
         threshold_m=THRESHOLDS.get(task),
     )

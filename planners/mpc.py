@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armworld.planners.objectives import AlignedL1, LatentGoal, Objective
+from armworld.planners.objectives import AlignedL1, LatentGoal, Objective, needs_goal_state
 from armworld.planners.plans import GRIPPER, YAW, Plan, PlanningError, WarmStart, shift
 from armworld.planners.sampling import Planner
 from armworld.types import Goal, Observation, check_name
@@ -157,11 +157,8 @@ class PlanningAgent:
         self._goals: tuple[LatentGoal, ...] = ()
 
     def reset(self, goal: Goal) -> None:
-        """Begin an episode: encode every sub-goal's image."""
-        self._goals = tuple(
-            LatentGoal(self._encode(observation)[:, 0], self._state(observation)[:, 0])
-            for observation in goal.observations
-        )
+        """Begin an episode: encode every sub-goal's image. A sub-goal without a state is a picture alone."""
+        self._goals = tuple(self._latent_goal(observation) for observation in goal.observations)
         self._budgets = goal.budgets
         self._subgoal = self._steps_here = self._holds = 0
         self._resting = False
@@ -281,6 +278,12 @@ class PlanningAgent:
         if not bool(z.isfinite().all()):
             raise PlanningError(f"the encoder's features of camera {self.camera!r} are not finite")
         return z
+
+    def _latent_goal(self, observation: Observation) -> LatentGoal:
+        state = self._state(observation)[:, 0] if "state" in observation else None
+        if state is None and needs_goal_state(self.objective):
+            raise ValueError("this objective compares robot states, and the goal has a picture only")
+        return LatentGoal(self._encode(observation)[:, 0], state)
 
     def _state(self, observation: Observation) -> Tensor:
         """Robot state [1, 1, 7]."""

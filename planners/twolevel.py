@@ -82,7 +82,8 @@ class TwoLevelAgent(PlanningAgent):
     def _choose(self) -> None:
         """Put a chain between here and the goal; what was reached stays in front of it."""
         reached, final = self._goals[: self._subgoal], self._goals[-1]
-        assert final.state is not None, "goals of observations have a state"
+        if final.state is None:
+            raise ValueError("choosing sub-goals needs the goal's robot state, and the goal has a picture only")
         z, state = self._frames[-1]
         here = Frames(z[:, 0], state[:, 0])
         chain, frames = self._search_chain(here, Frames(final.z, final.state), self.levels.count - len(reached))
