@@ -2,6 +2,9 @@
 
 Chunks are executed open loop (`execute` actions of each before looking again; 1 is a closed loop) or ensembled in
 time: every step predicts a chunk, and the action is the mean of what all chunks that reach this far say about it.
+
+Sub-goals, rest and gripper follow the rules of `planners.mpc.PlanningAgent`. Where the planner reads the hand from the
+image, arrival is measured here by the arm's recorded states, which is at least as exact.
 """
 
 from __future__ import annotations
@@ -10,20 +13,22 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from armworld.baselines.policy import Batch, Policy, PolicyConfig
-from armworld.types import Goal, Observation
+from armworld.types import Goal, Observation, check_name
 from armworld.worldmodel.checkpoint import config_from_json, load_strictly, read_parts, resolve
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.model import WorldModelConfig
+from armworld.worldmodel.readout import hand_distance, hand_targets
 from armworld.worldmodel.sizes import EncoderConfig
 
 _Config = TypeVar("_Config")
+YAW_METRES = 0.10  # m that a radian of turn counts as, as in the aligned energy
 
 
 @dataclass(frozen=True)
@@ -139,32 +144,71 @@ class ChunkExecution:
         return (weights[:, None] * said).sum(0) / weights.sum()
 
 
+@dataclass(frozen=True)
+class PlayConfig:
+    """How a policy is played; see `planners.mpc.AgentConfig` for the rules shared with planners.
+
+    Attributes:
+        execute, ensemble: See `ChunkExecution`.
+        schedule: When the next sub-goal is shown. "budget": after the goal's step budget. "arrival": when the hand is
+            within `arrive_within` metres of the sub-goal's (`YAW_METRES` per radian of turn included) and the gripper
+            within `arrive_grip`, at the latest after `patience` times the budget.
+        patience, arrive_within, arrive_grip: See `schedule`.
+        rest: At the last sub-goal, hold still until the hand is twice as far off.
+        max_gripper: Bound of a gripper delta; 0 leaves the gripper as it is, None sets no bound.
+        gripper_deadband: Gripper deltas below this count as none.
+        full_grip: Any other is executed as a full opening or closing. Recorded actions are differences of *measured*
+            closedness, which ends where the fingers meet the object: repeated as commands they touch without pressing.
+    """
+
+    execute: int = 1
+    ensemble: float | None = None
+    schedule: Literal["budget", "arrival"] = "budget"
+    patience: float = 2.0
+    arrive_within: float = 0.02
+    arrive_grip: float = 0.06
+    rest: bool = False
+    max_gripper: float | None = None
+    gripper_deadband: float = 0.0
+    full_grip: bool = False
+
+    def __post_init__(self) -> None:
+        check_name("sub-goal schedule of a policy", self.schedule, ("budget", "arrival"))
+        if min(self.patience, self.arrive_within, self.arrive_grip) <= 0 or self.gripper_deadband < 0:
+            told = f"{self.patience}, {self.arrive_within}, {self.arrive_grip} and {self.gripper_deadband}"
+            raise ValueError(f"patience, arrive_within and arrive_grip must be positive, the deadband >= 0; got {told}")
+
+
+def hand_gap(state: np.ndarray, goal: np.ndarray) -> tuple[float, float]:
+    """How far the arm [7] is from a goal's [7]: the hand in metres, its turn included, and the gripper's closedness."""
+    here, there = (hand_targets(torch.from_numpy(each)) for each in (state, goal))
+    return float(hand_distance(here, there, YAW_METRES, 0.0)), abs(float(goal[6] - state[6]))
+
+
 class PolicyAgent:
-    """An `Agent` that plays a trained policy towards image goals, sub-goal after sub-goal by their step budgets.
+    """An `Agent` that plays a trained policy towards image goals, sub-goal after sub-goal.
 
     Args:
         policy: What to play.
         camera: The camera it looks through.
         generator: Source of the diffusion's noise.
-        execute, ensemble: See `ChunkExecution`.
+        config: How it is played.
     """
 
     def __init__(
-        self,
-        policy: LoadedPolicy,
-        camera: str,
-        generator: torch.Generator,
-        execute: int = 1,
-        ensemble: float | None = None,
+        self, policy: LoadedPolicy, camera: str, generator: torch.Generator, config: PlayConfig | None = None
     ) -> None:
         self.policy, self.camera, self.generator = policy, camera, generator
-        self.execution = ChunkExecution(policy.network.config.chunk, execute, ensemble)
+        self.config = config or PlayConfig()
+        chunk = policy.network.config.chunk
+        self.execution = ChunkExecution(chunk, self.config.execute, self.config.ensemble)
         self._seen: deque[tuple[Tensor, np.ndarray]] = deque(maxlen=policy.network.config.window)
         self._goal: Goal | None = None
 
     def reset(self, goal: Goal) -> None:
         """Begin an episode."""
         self._goal, self._subgoal, self._steps = goal, 0, 0
+        self._resting = False
         self._seen.clear()
         self.execution.reset()
         self._aims = [self._read(observation) for observation in goal.observations]
@@ -173,13 +217,41 @@ class PolicyAgent:
         """The next action, float32 [7]."""
         if self._goal is None:
             raise RuntimeError("call reset(goal) before act()")
-        last = self._subgoal == len(self._goal.budgets) - 1
-        if not last and self._steps >= self._goal.budgets[self._subgoal]:
+        self._seen.append(self._read(observation))
+        while self._subgoal + 1 < len(self._aims) and self._finished(self._goal.budgets[self._subgoal]):
             self._subgoal, self._steps = self._subgoal + 1, 0
             self.execution.reset()
         self._steps += 1
-        self._seen.append(self._read(observation))
-        return self.execution.next(self._predict).astype(np.float32)
+        self._resting = self._should_rest()
+        if self._resting:
+            self.execution.reset()
+            return np.zeros(7, np.float32)
+        return self._grip(self.execution.next(self._predict).astype(np.float32))
+
+    def _finished(self, budget: int) -> bool:
+        if self.config.schedule == "budget":
+            return self._steps >= budget
+        return self._is_there(self.config.arrive_within) or self._steps >= self.config.patience * budget
+
+    def _should_rest(self) -> bool:
+        if not self.config.rest or self._subgoal + 1 < len(self._aims):
+            return False
+        return self._is_there(self.config.arrive_within * (2 if self._resting else 1))
+
+    def _is_there(self, within: float) -> bool:
+        hand, grip = hand_gap(self._seen[-1][1], self._aims[self._subgoal][1])
+        return hand <= within and grip <= self.config.arrive_grip
+
+    def _grip(self, action: np.ndarray) -> np.ndarray:
+        """The action with the gripper's delta as it is to be commanded."""
+        action = action.copy()
+        if abs(action[6]) < self.config.gripper_deadband:
+            action[6] = 0
+        if self.config.full_grip:
+            action[6] = np.sign(action[6])
+        if self.config.max_gripper is not None:
+            action[6] = np.clip(action[6], -self.config.max_gripper, self.config.max_gripper)
+        return action
 
     def _read(self, observation: Observation) -> tuple[Tensor, np.ndarray]:
         if self.camera not in observation:

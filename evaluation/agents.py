@@ -33,15 +33,16 @@ class AgentSettings:
             episode that begins and ends most like this one (recorded).
         bank: With bank and recorded: the dataset that the frames come from.
         stops: Sub-goals that it chooses at most before the last.
-        schedule: When the next sub-goal is shown: budget, energy or arrival (the default with the aligned objective).
+        schedule: When the next sub-goal is shown: budget, energy or arrival (the default with the aligned objective and
+            of policies, which measure it by the arm's recorded states).
         patience: With energy or arrival: show it after this many times the budget anyway.
         arrive_within: With arrival: how near the hand must be, as read from the image (m).
         rest: Hold still where the last sub-goal is reached (as arrival measures it); by default in grasp and
-            pick-and-place. Of the objectives the aligned one alone takes notice.
+            pick-and-place. Policies take notice, and of the objectives the aligned one alone.
         gripper: Planned together with the arm (joint) or once the arm has arrived (last).
         gripper_margin: With "last": the gripper moves only if that lowers the energy by this fraction.
-        gripper_deadband: Planned gripper deltas below this count as none.
-        full_grip: A planned gripper motion is executed as a full opening or closing.
+        gripper_deadband: Planned gripper deltas, and those of policies, below this count as none.
+        full_grip: A gripper motion, planned or a policy's, is executed as a full opening or closing.
         goal_gripper: Compare the gripper with the closedness recorded in the goal rather than read it from the images;
             by default in grasp and pick-and-place. Of the objectives the aligned one alone takes notice.
         max_yaw: Bound of a planned turn about the vertical (rad); 0 leaves rotation out.
@@ -238,10 +239,13 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
 
 
 def _policy(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
-    from armworld.baselines.agent import PolicyAgent
+    from armworld.baselines.agent import PlayConfig, PolicyAgent
 
-    generator = torch.Generator().manual_seed(agent_seed(seed))
-    return PolicyAgent(model, camera_of(env, model), generator, settings.execute or 1, settings.ensemble)
+    names = ("execute", "ensemble", "patience", "arrive_within", "rest", "max_gripper", "gripper_deadband", "full_grip")
+    choices: dict[str, Any] = {"schedule": settings.schedule or "arrival"}
+    choices |= {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    config = PlayConfig(**choices)
+    return PolicyAgent(model, camera_of(env, model), torch.Generator().manual_seed(agent_seed(seed)), config)
 
 
 def _sac(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:

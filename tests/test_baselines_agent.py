@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from armworld.baselines.agent import ChunkExecution, LoadedPolicy, PolicyAgent, load_policy
+from armworld.baselines.agent import ChunkExecution, LoadedPolicy, PlayConfig, PolicyAgent, hand_gap, load_policy
 from armworld.baselines.policy import Policy, policy_config
 from armworld.types import Goal
 from armworld.worldmodel.checkpoint import save_parts
@@ -106,6 +106,75 @@ def test_agent_fills_its_window_and_follows_the_budgets():
     assert agent.act(observation())[0] == 1
 
 
+def spy(**choices) -> Spy:
+    return Spy(LoadedPolicy(network(), None, USAGE, {}), "left", torch.Generator(), PlayConfig(**choices))
+
+
+def subgoals(agent: Spy, xs: list[float]) -> list[int]:
+    """The sub-goal that each of these positions is answered with (tens of the action)."""
+    return [int(agent.act(observation(x))[0] // 10) for x in xs]
+
+
+def test_arrival_shows_the_next_subgoal_at_the_hands_distance_or_when_patience_ends():
+    goal = Goal((observation(0.1), observation(0.2)), (3, 2))
+    agent = spy(schedule="arrival", arrive_within=0.02, patience=2.0)
+    agent.reset(goal)
+    assert subgoals(agent, [0.0, 0.07, 0.09, 0.09]) == [0, 0, 1, 1]
+    agent.reset(goal)
+    assert subgoals(agent, [0.0] * 7) == [0] * 6 + [1]
+    passed = Goal((observation(0.0), observation(0.01), observation(0.2)), (3, 3, 2))
+    agent.reset(passed)
+    assert subgoals(agent, [0.0]) == [2]  # what is reached already is not shown
+
+
+def test_arrival_asks_for_the_gripper_and_the_turn_too():
+    there, away = observation(0.1)["state"], observation(0.1)["state"].copy()
+    away[5] += 0.5
+    assert hand_gap(there, there) == (0, 0)
+    assert hand_gap(away, there) == (pytest.approx(0.1 * 2 * np.sin(0.25), abs=1e-6), 0)
+    closed = observation(0.1)
+    closed["state"][6] += 0.3
+    agent = spy(schedule="arrival", patience=2.0)
+    agent.reset(Goal((closed, observation(0.2)), (4, 2)))
+    assert subgoals(agent, [0.1] * 3) == [0] * 3
+
+
+def test_rest_holds_still_at_the_last_subgoal_until_twice_as_far():
+    agent = spy(rest=True, arrive_within=0.02)
+    agent.reset(Goal((observation(0.1),), (9,)))
+    moves = [bool(agent.act(observation(x)).any()) for x in (0.0, 0.07, 0.09, 0.07, 0.05, 0.07)]
+    assert moves == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("said", "choices", "played"),
+    [
+        (0.2, {}, 0.2),
+        (0.2, {"full_grip": True}, 1.0),
+        (-0.2, {"full_grip": True, "gripper_deadband": 0.1}, -1.0),
+        (0.05, {"full_grip": True, "gripper_deadband": 0.1}, 0.0),
+        (0.2, {"max_gripper": 0.0}, 0.0),
+        (-0.9, {"max_gripper": 0.5}, -0.5),
+    ],
+)
+def test_gripper_is_played_as_planners_play_it(said, choices, played):
+    class Says(PolicyAgent):
+        def _predict(self) -> np.ndarray:
+            return np.full((4, 7), said)
+
+    agent = Says(LoadedPolicy(network(), None, USAGE, {}), "left", torch.Generator(), PlayConfig(**choices))
+    agent.reset(Goal((observation(0.1),), (3,)))
+    action = agent.act(observation())
+    np.testing.assert_allclose(action, [said] * 6 + [played], rtol=1e-6)
+
+
+def test_bad_ways_to_play_are_named():
+    with pytest.raises(ValueError, match="unknown sub-goal schedule of a policy 'energy'; valid: budget, arrival"):
+        PlayConfig(schedule="energy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be positive"):
+        PlayConfig(patience=0)
+
+
 def test_agents_actions_depend_on_the_generator_alone():
     def run(seed: int) -> np.ndarray:
         agent = PolicyAgent(LoadedPolicy(network(), None, USAGE, {}), "left", torch.Generator().manual_seed(seed))
@@ -140,7 +209,7 @@ def test_checkpoints_keep_policies_of_both_kinds(tmp_path):
     on_features = network(stem=(), features=encoder.config.width)
     save_parts(tmp_path / "features", {"encoder": encoder, "policy": on_features}, USAGE, {})
     for folder in ("octo", "features"):
-        agent = PolicyAgent(load_policy(tmp_path / folder), "left", torch.Generator().manual_seed(0), execute=4)
+        agent = PolicyAgent(load_policy(tmp_path / folder), "left", torch.Generator().manual_seed(0), PlayConfig(4))
         agent.reset(Goal((observation(0.1),), (3,)))
         assert agent.act(observation()).shape == (7,)
     save_parts(tmp_path / "encoder", {"encoder": encoder}, None, {})
