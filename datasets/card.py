@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from armworld.datasets.droid import find_episodes
+from armworld.datasets.files import write_json, write_text
 from armworld.datasets.trajectory import read_metadata
-from armworld.evaluation.files import commit, plain, read_json, write_json, write_text
+from armworld.evaluation.files import commit, plain, read_json
 
 LICENCE = "Apache-2.0"
 CARD_VERSION = 1

@@ -1,18 +1,28 @@
-"""Folders that appear whole or not at all, and the clearing of what a crash left behind."""
+"""Files and folders that appear whole or not at all, and the clearing of what a crash left behind.
+
+A writer fills a hidden neighbour and renames it in the end. While it lives it holds a lock (`flock`) on what it fills,
+which the kernel takes back however the process ends: whatever is hidden and unlocked is a dead writer's.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import re
+import secrets
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
+
+from armworld.evaluation.files import plain
 
 TEMPORARY = ".partial-"  # every unfinished file or folder of ours begins with this
+# What `flock` answers on file systems without it; NFS has it for files, not for folders.
+NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class DiskFull(OSError):
@@ -20,8 +30,8 @@ class DiskFull(OSError):
 
 
 def temporary_name(name: str) -> str:
-    """A hidden neighbour's name that no other process or machine uses at the same time."""
-    return f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{name}"
+    """A hidden neighbour's name that no other writer uses."""
+    return f"{TEMPORARY}{secrets.token_hex(4)}-{name}"
 
 
 @contextmanager
@@ -33,12 +43,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull: No space left; nothing of the folder remains.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(temporary_name(path.name))
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with full_disk_named(path.parent):
-            temporary.mkdir()
+    with full_disk_named(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, handle = _begin_folder(path)
+        try:
             yield temporary
             _flush_tree(temporary)
             try:
@@ -47,8 +55,75 @@ def new_folder(path: Path) -> Iterator[Path]:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             flush(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(handle)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Write to a hidden sibling of `path`, flush it to disk, then put it in `path`'s place.
+
+    Raises:
+        DiskFull: No space left; `path` is as it was.
+    """
+    with full_disk_named(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, file = _begin_file(path)
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+            flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+            file.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file or nothing, by `new_file`."""
+    with new_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON (no NaN), whole or not at all, by `new_file`."""
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def _begin_folder(path: Path) -> tuple[Path, int]:
+    """A new hidden sibling folder, and the open handle that holds its lock."""
+    while True:
+        temporary = path.with_name(temporary_name(path.name))
+        temporary.mkdir()
+        try:
+            handle = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # cleared before it could be locked
+        if _hold(handle):
+            return temporary, handle
+        os.close(handle)
+
+
+def _begin_file(path: Path) -> tuple[Path, BinaryIO]:
+    """A new hidden sibling file, open for writing and locked."""
+    while True:
+        temporary = path.with_name(temporary_name(path.name))
+        file = open(temporary, "xb")  # noqa: SIM115  closed by `new_file`
+        if _hold(file.fileno()):
+            return temporary, file
+        file.close()
+
+
+def _hold(handle: int) -> bool:
+    """Lock an unfinished item for its writer; False where it was cleared between its creation and this."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return os.fstat(handle).st_nlink > 0
 
 
 @contextmanager
@@ -62,13 +137,6 @@ def full_disk_named(folder: Path) -> Iterator[None]:
         if _is_full(error):
             raise DiskFull(errno.ENOSPC, f"no space left on the disk of {folder}; finished work is kept") from error
         raise
-
-
-def replace_file(temporary: Path, path: Path) -> None:
-    """Flush a finished temporary file and put it in `path`'s place."""
-    flush(temporary)
-    os.replace(temporary, path)
-    flush(path.parent)
 
 
 def flush(path: Path) -> None:
@@ -96,46 +164,59 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def clear_partial(root: Path) -> int:
-    """Delete what crashed processes left under `root`; answers how many items.
+    """Delete what dead writers left anywhere under `root`, whose lock (`exclusive`) the caller holds.
 
-    Each item is renamed before it is deleted, so that a writer that is still alive fails on its own rename
-    rather than publishing a half-deleted folder.
+    Answers how many items. Those of writers that live, in `.cache/` for instance, stay.
     """
     count = 0
     for folder, names, files in os.walk(root):
-        for name in [n for n in names + files if n.startswith(TEMPORARY)]:
-            item = Path(folder) / name
-            doomed = item.with_name(f"{TEMPORARY}doomed-{os.getpid()}-{count}")
-            try:
-                os.rename(item, doomed)
-            except FileNotFoundError:
-                continue  # its writer finished or cleared it meanwhile
-            if doomed.is_dir():
-                shutil.rmtree(doomed)
-            else:
-                doomed.unlink()
-            count += 1
+        hidden = [Path(folder) / name for name in names + files if name.startswith(TEMPORARY)]
+        count += sum(_clear(item, without_locks=True) for item in hidden)
         names[:] = [n for n in names if not n.startswith(TEMPORARY)]
     return count
 
 
 def clear_abandoned(path: Path) -> None:
-    """Delete what killed processes of this machine left of `path` in its folder; those that live keep theirs."""
-    pattern = re.compile(rf"{re.escape(f'{TEMPORARY}{socket.gethostname()}-')}(\d+)-{re.escape(path.name)}")
+    """Delete what dead writers left of `path` beside it; no lock of the folder is needed."""
+    pattern = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{8}}-{re.escape(path.name)}")
     for item in path.parent.glob(f"{TEMPORARY}*"):
-        match = pattern.fullmatch(item.name)
-        if match and not _is_alive(int(match[1])):
-            shutil.rmtree(item)
+        if pattern.fullmatch(item.name):
+            _clear(item, without_locks=False)
 
 
-def _is_alive(process: int) -> bool:
+def _clear(item: Path, without_locks: bool) -> bool:
+    """Delete an unfinished item unless its writer lives; whether it was deleted.
+
+    Args:
+        item: A hidden file or folder.
+        without_locks: Also delete it where the file system knows no locks and nobody can tell.
+    """
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        handle = os.open(item, os.O_RDONLY)
+    except FileNotFoundError:
+        return False  # its writer finished or cleared it meanwhile
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LOCKS or not without_locks:
+                return False
+        # Renamed first: a writer that could not be seen to live fails on its own rename, rather than publishing
+        # half a folder.
+        doomed = item.with_name(temporary_name("doomed"))
+        try:
+            os.rename(item, doomed)
+        except FileNotFoundError:
+            return False
+        if doomed.is_dir():
+            shutil.rmtree(doomed)
+        else:
+            doomed.unlink()
+        return True
+    finally:
+        os.close(handle)
 
 
 @contextmanager

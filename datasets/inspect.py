@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from armworld.datasets.droid import find_episodes
+from armworld.datasets.files import write_text
 from armworld.datasets.trajectory import Trajectory, actions_of, read_trajectories
-from armworld.evaluation.files import write_text
 
 AXES = ("dx (m)", "dy (m)", "dz (m)", "droll (rad)", "dpitch (rad)", "dyaw (rad)", "dclosedness")
 STYLE = """body{font-family:sans-serif;max-width:70em;margin:2em auto;color:#222}table{border-collapse:collapse}

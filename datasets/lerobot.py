@@ -21,10 +21,10 @@ from av.video.stream import VideoStream
 
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.episode import Episode, EpisodeError
-from armworld.datasets.files import clear_abandoned, new_folder
+from armworld.datasets.files import clear_abandoned, new_folder, write_json
 from armworld.datasets.trajectory import read_episode
 from armworld.datasets.video import video_header
-from armworld.evaluation.files import commit, write_json
+from armworld.evaluation.files import commit
 from armworld.types import require
 
 VERSION = "v3.0"

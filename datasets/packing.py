@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from armworld.datasets.files import clear_partial, exclusive, full_disk_named, replace_file, temporary_name
+from armworld.datasets.files import clear_partial, exclusive, full_disk_named, new_file, write_json
 from armworld.datasets.store import VERSION, Store, check_key
 from armworld.datasets.trajectory import Trajectory, read_frames, read_trajectories, read_trajectory
-from armworld.evaluation.files import plain, read_json, write_json
+from armworld.evaluation.files import plain, read_json
 from armworld.jobs import run_jobs, run_with_progress
 
 SHARD_FRAMES = 8192
@@ -217,25 +217,19 @@ def write_shard(recipe: Recipe, job: ShardJob) -> str:
     Raises:
         ValueError, EpisodeError, DiskFull: As `build_store`.
     """
-    temporary = job.path.with_name(temporary_name(job.path.name))
     trajectories = [read_trajectory(folder) for folder in job.folders]
-    try:
-        with full_disk_named(job.path.parent):
-            at = 0
-            # Written, not memory-mapped: a full disk is then an error rather than a signal that kills the process.
-            with open(temporary, "wb") as file:
-                for frames in _batches(_decoded(trajectories, recipe.camera, recipe.workers), recipe.batch):
-                    values = _as_numpy(recipe.encode(frames), recipe.dtype)
-                    if len(values) != len(frames):
-                        raise ValueError(f"encode answered {len(values)} values for {len(frames)} frames")
-                    if at == 0:
-                        _write_header(file, values.dtype, (job.rows, *values.shape[1:]))
-                    file.write(np.ascontiguousarray(values).data)
-                    at += len(values)
-            assert at == job.rows
-            replace_file(temporary, job.path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    at = 0
+    # Written, not memory-mapped: a full disk is then an error rather than a signal that kills the process.
+    with new_file(job.path) as file:
+        for frames in _batches(_decoded(trajectories, recipe.camera, recipe.workers), recipe.batch):
+            values = _as_numpy(recipe.encode(frames), recipe.dtype)
+            if len(values) != len(frames):
+                raise ValueError(f"encode answered {len(values)} values for {len(frames)} frames")
+            if at == 0:
+                _write_header(file, values.dtype, (job.rows, *values.shape[1:]))
+            file.write(np.ascontiguousarray(values).data)
+            at += len(values)
+        assert at == job.rows
     return str(job.path)
 
 
@@ -286,6 +280,6 @@ def _as_numpy(values: Any, dtype: str) -> np.ndarray:
 
 
 def _write_column(path: Path, column: np.ndarray) -> None:
-    temporary = path.with_name(temporary_name(path.name))
-    np.save(temporary, column)
-    replace_file(temporary, path)
+    with new_file(path) as file:
+        _write_header(file, column.dtype, column.shape)
+        file.write(np.ascontiguousarray(column).data)

@@ -10,8 +10,8 @@ from pathlib import Path
 from armworld.datasets.card import finish_card
 from armworld.datasets.checks import WIDEST_GRIPPER, Findings, Problem, check_episode
 from armworld.datasets.droid import find_episodes
-from armworld.datasets.files import TEMPORARY, clear_partial, exclusive
-from armworld.evaluation.files import read_json, write_text
+from armworld.datasets.files import TEMPORARY, clear_partial, exclusive, write_text
+from armworld.evaluation.files import read_json
 
 QUARANTINE = ".quarantine"
 

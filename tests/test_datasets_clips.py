@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from armworld.datasets import packing
 from armworld.datasets.clips import ClipDataset, episode_folders, load_frames, open_clips, shard_order
 from armworld.datasets.droid import write_episode
 from armworld.datasets.episode import EpisodeError
 from armworld.datasets.features import FeatureCache, build_feature_cache, encoder_hash, stride_for
+from armworld.datasets.files import TEMPORARY
 from armworld.datasets.trajectory import read_episode
 from armworld.pose import action_between
 
@@ -215,7 +215,7 @@ def test_damaged_caches_and_odd_values_are_errors(tmp_path: Path) -> None:
         build_feature_cache(tmp_path / "data", lambda f: torch.full((len(f), 1, 1), 1e5), KEY, tmp_path / "big")
     with pytest.raises(ValueError, match="answered 1 values for 12 frames"):
         build_feature_cache(tmp_path / "data", lambda f: torch.zeros(1, 1, 1), KEY, tmp_path / "few")
-    assert not list((tmp_path / "big").glob(f"{packing.temporary_name('')}*"))
+    assert not list((tmp_path / "big").glob(f"{TEMPORARY}*"))
 
 
 def test_different_steps_cannot_share_a_cache(tmp_path: Path) -> None:

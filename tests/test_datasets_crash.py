@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from armworld.datasets import files
 from armworld.datasets.collect import CollectConfig, collect
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.features import FeatureCache, build_feature_cache
-from armworld.datasets.files import TEMPORARY, DiskFull, clear_abandoned, temporary_name
+from armworld.datasets.files import TEMPORARY, DiskFull, clear_abandoned, clear_partial, new_file, new_folder
 from armworld.datasets.lerobot import export_lerobot
 from armworld.datasets.validate import validate
 
@@ -55,16 +57,59 @@ def test_killed_exports_leave_nothing(tmp_path: Path, moments: int) -> None:
     assert not partial_items(tmp_path), "the rerun cleared what the killed ones left"
 
 
-def test_only_what_dead_processes_left_is_cleared(tmp_path: Path) -> None:
-    dead = subprocess.Popen(["true"])
-    dead.wait(timeout=60)
-    mine = tmp_path / temporary_name("out")
-    theirs, elsewhere = (Path(str(mine).replace(f"-{os.getpid()}-", f"-{dead.pid}-")), tmp_path / f"{TEMPORARY}x-1-out")
-    other = theirs.with_name(theirs.name + "-2")
-    for folder in (mine, theirs, elsewhere, other):
-        folder.mkdir()
-    clear_abandoned(tmp_path / "out")
-    assert sorted(tmp_path.iterdir()) == sorted((mine, elsewhere, other))
+def hold(path: Path, folder: bool, started: Connection, end: Connection) -> None:
+    """Begin a file or a folder, say so, and finish it when told."""
+    with (new_folder if folder else new_file)(path):
+        started.send("begun")
+        assert end.poll(60)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_only_what_dead_writers_left_is_cleared(tmp_path: Path, folder: bool) -> None:
+    """A living writer keeps what it fills, and finishes; once it is dead, what it left goes, whoever looks."""
+    context = multiprocessing.get_context("fork")  # its memory holds nothing of the parent's locks
+    for fate in ("finished", "cleared", "abandoned"):
+        target = tmp_path / "deep" / f"out-{fate}"
+        (here, there), (hear, say) = context.Pipe(), context.Pipe()
+        process = context.Process(target=hold, args=(target, folder, there, hear))
+        process.start()
+        assert here.poll(60)
+        assert clear_partial(tmp_path) == 0
+        clear_abandoned(target)
+        assert len(partial_items(tmp_path)) == 1, "a living writer's"
+        if fate == "finished":
+            say.send("end")
+            process.join(60)
+            assert target.exists() and process.exitcode == 0
+            continue
+        process.kill()
+        process.join(60)
+        assert len(partial_items(tmp_path)) == 1 and not target.exists()
+        if fate == "cleared":
+            assert clear_partial(tmp_path) == 1
+        else:
+            clear_abandoned(tmp_path / "deep" / "out")
+            assert len(partial_items(tmp_path)) == 1, "of another target"
+            clear_abandoned(target)
+        assert not partial_items(tmp_path)
+
+
+def test_what_is_cleared_before_it_could_be_locked_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = iter(["00000000", "00000001", "00000002", "00000003", "00000004"])
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: next(names))
+    original = files._hold
+
+    def hold_late(handle: int) -> bool:
+        for item in tmp_path.glob(f"{TEMPORARY}00000000-*"):
+            assert clear_partial(tmp_path) == 1 and not item.exists()
+        return original(handle)
+
+    monkeypatch.setattr(files, "_hold", hold_late)
+    with new_file(tmp_path / "a") as file:
+        file.write(b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole" and not partial_items(tmp_path)
 
 
 @pytest.fixture
