@@ -171,8 +171,9 @@ def _metadata(episode: Episode, roles: Mapping[str, str], relative: Path) -> dic
     outside = sorted((n for n, role in roles.items() if role != "wrist"), key=lambda n: -episode.extrinsics[n][0, 1])
     names = {role: name for name, role in roles.items()}
     rate = 1 / episode.step_seconds
+    view = f"-view{episode.details['view']['seed']}" if "view" in episode.details else ""
     metadata: dict[str, Any] = {
-        "uuid": f"{episode.lab}+armworld+{moment:%Y-%m-%d-%Hh-%Mm-%Ss}-seed{episode.seed:07d}",
+        "uuid": f"{episode.lab}+armworld+{moment:%Y-%m-%d-%Hh-%Mm-%Ss}-seed{episode.seed:07d}{view}",
         "lab": episode.lab,
         "user": "armworld",
         "user_id": "armworld",

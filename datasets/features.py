@@ -7,6 +7,7 @@ features of another encoder are never taken for this one's.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.packing import SHARD_FRAMES, Encode, build_store
 from armworld.datasets.store import Store
+from armworld.planners.turning import camera_azimuth, turn_states
 
 
 def encoder_hash(module: nn.Module) -> str:
@@ -65,16 +67,32 @@ def build_feature_cache(
 class FeatureCache(Store):
     """A store whose values are features float16 [N, D]."""
 
-    def clips(self, episodes: np.ndarray | None = None, step_seconds: float | None = None) -> FeatureClips:
-        """Clips of some episodes (all by default) at `step_seconds` per step (the data's own by default)."""
-        return FeatureClips(self, episodes, step_seconds)
+    def clips(
+        self,
+        episodes: np.ndarray | None = None,
+        step_seconds: float | None = None,
+        camera_frame: float | None = None,
+    ) -> FeatureClips:
+        """Clips of some episodes (all by default) at `step_seconds` per step (the data's own by default).
+
+        Args:
+            camera_frame: Turn the states about the base's vertical axis into the camera's frame: that in which the
+                camera stands at this azimuth (degrees). None leaves them in the base frame.
+        """
+        return FeatureClips(self, episodes, step_seconds, camera_frame)
 
 
 class FeatureClips:
     """Draws clips of cached features with a generator; every process that draws alike gets the same clips."""
 
-    def __init__(self, cache: FeatureCache, episodes: np.ndarray | None, step_seconds: float | None) -> None:
-        self.cache, self.episodes = cache, episodes
+    def __init__(
+        self,
+        cache: FeatureCache,
+        episodes: np.ndarray | None,
+        step_seconds: float | None,
+        camera_frame: float | None = None,
+    ) -> None:
+        self.cache, self.episodes, self.camera_frame = cache, episodes, camera_frame
         self.stride = stride_for(cache.step_seconds, step_seconds or cache.step_seconds)
         self._starts: dict[int, np.ndarray] = {}
 
@@ -94,7 +112,11 @@ class FeatureClips:
         """Features float16 [B, T, N, D] and states float32 [B, T, 7] of clips drawn uniformly, with replacement."""
         starts = generator.choice(self.starts(frames), batch)
         windows = self.cache.windows(starts, frames, self.stride)
-        return torch.from_numpy(windows.items), torch.from_numpy(windows.states)
+        states = torch.from_numpy(windows.states)
+        if self.camera_frame is not None:
+            azimuth = camera_azimuth(torch.from_numpy(windows.extrinsics))
+            states = turn_states(states, math.radians(self.camera_frame) - azimuth)
+        return torch.from_numpy(windows.items), states
 
 
 def stride_for(row_seconds: float, step_seconds: float, tolerance: float = 0.1) -> int:

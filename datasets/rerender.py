@@ -1,28 +1,37 @@
-"""Render a collected dataset again, at another size or from other cameras, from the stored simulator states."""
+"""Render a collected dataset again from the stored simulator states: other sizes, other cameras, varied views.
+
+With `Variation`'s ranges every episode gets a view of its own, as training with camera variation needs: where the
+exterior cameras stand is in the extrinsics, as always, and every draw in the metadata (`simulation.view`).
+"""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from armworld.datasets.card import finish_card, start_card
 from armworld.datasets.collect import make_environment
 from armworld.datasets.droid import find_episode, find_episodes, write_episode
-from armworld.datasets.episode import EpisodeError
+from armworld.datasets.episode import Episode, EpisodeError
 from armworld.datasets.files import clear_partial, exclusive
 from armworld.datasets.trajectory import read_episode, read_trajectory
-from armworld.evaluation.files import plain, read_json
+from armworld.datasets.varying import Variation, draw_view
+from armworld.evaluation.files import read_json
 from armworld.jobs import run_with_progress
 
+if TYPE_CHECKING:
+    from armworld.envs.simulator import SavedState, Simulator
+
 STATE_TOLERANCE = 1e-6  # m and rad: the restored arm must be where the episode says
+LOOK_TOLERANCE = 6.0  # of 255, mean over the first frame: several times what the video's compression changes
 
 
 @dataclass(frozen=True)
-class RerenderConfig:
+class RerenderConfig(Variation):
     """Settings of `armworld rerender`.
 
     Attributes:
@@ -45,6 +54,8 @@ class RerenderConfig:
 def rerender(config: RerenderConfig) -> dict[str, Any]:
     """Make the episodes that are missing in `config.out`; answers its card.
 
+    An episode's view depends on the settings and its seed alone, so workers and interruptions change nothing.
+
     Raises:
         EpisodeError: An episode without simulator states, or one that this code no longer reproduces.
         ValueError: `out` holds something else, or is the source.
@@ -56,7 +67,8 @@ def rerender(config: RerenderConfig) -> dict[str, Any]:
     with exclusive(out):
         clear_partial(out)
         made_with = read_json(source / "card.json")["config"] if (source / "card.json").exists() else {}
-        start_card(out, made_with | {"image_size": config.image_size, "cameras": config.cameras})
+        frames = {"image_size": config.image_size, "cameras": config.cameras}
+        start_card(out, made_with | frames | config.settings())
         missing = [folder for folder in folders if not _done(out, folder)]
         job = functools.partial(rerender_episode, config)
         run_with_progress(job, missing, config.workers, "rerender", len(folders), config.ray)
@@ -71,36 +83,82 @@ def _done(out: Path, folder: Path) -> bool:
 
 def rerender_episode(config: RerenderConfig, folder: Path) -> str:
     """Render one episode's rows again and write it; answers its new folder."""
-    from armworld.envs.controller import Command
-    from armworld.envs.simulator import SavedState
-
     episode = read_episode(folder)
     needed = {"physics", "command_state", "command_q"}
     if not needed <= set(episode.simulation) or episode.seed is None:
         raise EpisodeError(f"{folder}: no simulator states (simulation/physics ...): it cannot be rendered again")
+    env = _environment(config, episode).unwrapped
+    recorded = _recorded_view(env, episode, folder)
+    env.randomizer.apply(recorded)
+    _check_look(env.simulator, episode, folder)
     details = episode.details
-    env = make_environment(
+    if config.varies:
+        view = draw_view(config, env.randomizer, recorded, episode.seed)
+        env.randomizer.apply(view)
+        details = details | {"view": {"seed": config.view_seed, "variation": view}}
+    frames, extrinsics = _render(config, env.simulator, episode, folder)
+    again = replace(episode, frames=frames, extrinsics=extrinsics, details=details)
+    return str(write_episode(Path(config.out), again))
+
+
+def _environment(config: RerenderConfig, episode: Episode) -> Any:
+    """The recorded scene, able to draw frames of the new size and of the recorded one."""
+    details = episode.details
+    return make_environment(
         details["env"],
         object=details["object"],
         lab=details["lab"],
         level=details["level"],
         robot=details["robot"],
         cameras=config.cameras,
-        image_size=config.image_size,
+        image_size=max(config.image_size, *(max(frames.shape[1:3]) for frames in episode.frames.values())),
         step_seconds=episode.step_seconds,
         max_steps=len(episode),
     )
-    _, info = env.reset(seed=episode.seed)
-    if plain(info["draws"]) != plain(details["draws"]):
+
+
+def _recorded_view(env: Any, episode: Episode, folder: Path) -> dict[str, Any]:
+    """How the scene looked when the episode's frames were drawn, last time."""
+    details = episode.details
+    if "view" in details:
+        return details["view"]["variation"]
+    if "variation" in details["draws"]:
+        return details["draws"]["variation"]
+    if details["level"] != "none":
+        raise EpisodeError(f"{folder}: level {details['level']!r} without its draws: it cannot be rendered again")
+    return env.randomizer.draw(np.random.default_rng(0))  # as compiled; nothing is drawn at this level
+
+
+def _check_look(simulator: Simulator, episode: Episode, folder: Path) -> None:
+    """The first recorded frame must come back, up to the video's compression: other code may draw another scene."""
+    camera, frames = next(iter(episode.frames.items()))
+    simulator.restore(_saved(episode, 0))
+    height, width = frames.shape[1:3]
+    drawn = simulator.observe((camera,), height, width)[camera]
+    off = float(np.abs(drawn.astype(float) - frames[0]).mean())
+    if off > LOOK_TOLERANCE:
         raise EpisodeError(
-            f"{folder}: the scene of seed {episode.seed} differs from the recorded one; was it made by another commit?"
+            f"{folder}: the first {camera} frame differs from the recorded one by {off:.1f} of 255 on average "
+            f"(at most {LOOK_TOLERANCE:g}): this code draws another scene than the one that made it"
         )
-    simulator = env.unwrapped.simulator
+
+
+def _saved(episode: Episode, row: int) -> SavedState:
+    from armworld.envs.controller import Command
+    from armworld.envs.simulator import SavedState
+
+    physics, state, q = (episode.simulation[name][row] for name in ("physics", "command_state", "command_q"))
+    return SavedState(physics, Command(state, q))
+
+
+def _render(
+    config: RerenderConfig, simulator: Simulator, episode: Episode, folder: Path
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Frames uint8 [T, size, size, 3] and extrinsics [T, 6] of every camera, as the scene looks now."""
     frames: dict[str, list[np.ndarray]] = {name: [] for name in config.cameras}
     poses: dict[str, list[np.ndarray]] = {name: [] for name in config.cameras}
-    stored = (episode.simulation[name] for name in ("physics", "command_state", "command_q"))
-    for row, (physics, state, q) in enumerate(zip(*stored, strict=True)):
-        simulator.restore(SavedState(physics, Command(state, q)))
+    for row in range(len(episode)):
+        simulator.restore(_saved(episode, row))
         if np.abs(simulator.state[:3] - episode.states[row, :3]).max() > STATE_TOLERANCE:
             raise EpisodeError(
                 f"{folder}: row {row} restores to {simulator.state[:3]}, recorded {episode.states[row, :3]}"
@@ -110,5 +168,4 @@ def rerender_episode(config: RerenderConfig, folder: Path) -> str:
             frames[name].append(observation[name])
             poses[name].append(simulator.extrinsics(name))
     stacked = {name: np.stack(images) for name, images in frames.items()}
-    extrinsics = {name: np.stack(pose) for name, pose in poses.items()}
-    return str(write_episode(Path(config.out), replace(episode, frames=stacked, extrinsics=extrinsics)))
+    return stacked, {name: np.stack(pose) for name, pose in poses.items()}

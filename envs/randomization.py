@@ -119,9 +119,9 @@ class Randomizer:
         self._lab_materials = [name for name in names if name.startswith("lab_")]
         self._textured: dict[str, Any] = {}
 
-    def draw(self, rng: np.random.Generator) -> Draws:
-        """The numbers of a new episode; nothing is written yet. At level "none": the compiled scene."""
-        level, objects = self.level, self._sim.config.objects
+    def draw(self, rng: np.random.Generator, level: Level | None = None) -> Draws:
+        """The numbers of a new episode, at this or its own level; nothing is written yet. At "none": as compiled."""
+        level, objects = level or self.level, self._sim.config.objects
         if level is None:
             cameras = {name: placement.as_dict() for name, placement in self.rigs.items()}
             return {"level": self._name, "present": list(objects), "start_yaw": 0.0, "cameras": cameras}

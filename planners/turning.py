@@ -6,6 +6,8 @@ the arm by Rz(θ) a. A few recorded moves tell θ: the true outcome is imagined 
     θ = -argmin_φ  Σ_m mean |P(z_m, s_m, Rz(φ) a_m) - z'_m|,
 
 and `TurnedModel` turns every action by -θ before the model sees it. No pose of the camera is used anywhere.
+A model that was trained in its cameras' frame (`turns_states`) has its states turned with the actions; to it, θ is
+the camera's azimuth less the one that the model takes as the base frame's.
 
 Legend: M moves, K angles, B episodes, S candidates, H steps, N patches, D channels.
 """
@@ -91,8 +93,30 @@ def turn_actions(actions: Tensor, yaw: Tensor | float) -> Tensor:
     return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
 
 
+def turn_states(states: Tensor, yaw: Tensor | float) -> Tensor:
+    """States [..., 7] turned about the base's vertical axis by `yaw` (rad; a number or broadcastable to [...])."""
+    yaw = torch.as_tensor(yaw, dtype=states.dtype, device=states.device)
+    zero = torch.zeros_like(yaw)
+    turn = euler_to_matrix(torch.stack([zero, zero, yaw], -1))
+    place = (turn @ states[..., :3, None]).squeeze(-1)
+    angles = matrix_to_euler(turn @ euler_to_matrix(states[..., 3:6]))
+    shape = torch.broadcast_shapes(place.shape[:-1], angles.shape[:-1])
+    return torch.cat([part.expand(*shape, part.shape[-1]) for part in (place, angles, states[..., 6:])], -1)
+
+
+def camera_azimuth(extrinsics: Tensor) -> Tensor:
+    """Azimuth [...] (rad) at which cameras of these extrinsics [..., 6] stand, as seen from what they look at.
+
+    Counter-clockwise from the base's +x, as `envs.cameras` counts it. A camera that looks straight down has none.
+    """
+    forward = euler_to_matrix(extrinsics[..., 3:6])[..., :, 2]
+    return torch.atan2(-forward[..., 1], -forward[..., 0])
+
+
 class TurnedModel:
-    """A `WorldModel` whose axes are turned back: actions reach `model` turned by -yaw; states stay those of the robot.
+    """A `WorldModel` whose axes are turned back: actions reach `model` turned by -yaw. What comes out is the robot's.
+
+    The robot's states reach it as they are, unless the model `turns_states` too.
 
     Everything else of the model (step_seconds, camera, image_size ...) is reached through it.
     """
@@ -116,7 +140,9 @@ class TurnedModel:
         """As the model's, of the turned actions; the states [B, S, H, 7] follow the actions as given."""
         from armworld.worldmodel.model import Rollout
 
-        imagined = self.model.rollout(z, state, turn_actions(actions, -math.radians(self.yaw_deg)))
+        back = -math.radians(self.yaw_deg)
+        told = turn_states(state, back) if getattr(self.model, "turns_states", False) else state
+        imagined = self.model.rollout(z, told, turn_actions(actions, back))
         states, here = [], state[:, -1:].expand(-1, actions.shape[1], -1).to(actions)
         for action in actions.unbind(2):
             here = apply_action(here, action)
@@ -158,13 +184,19 @@ def fit_turn(model: WorldModel, moves: Moves) -> Turn:
 def _energies(model: WorldModel, moves: Moves, thetas_deg: np.ndarray) -> np.ndarray:
     """mean |P(z, s, Rz(-θ) a) - z'| [M, K] of every move under every θ."""
     back = torch.from_numpy(-np.radians(thetas_deg)).to(moves.action.dtype)
-    rows = []
+    turns_states, rows = getattr(model, "turns_states", False), []
     with torch.no_grad():
         for z, state, action, after in zip(
             *(x.split(CHUNK) for x in (moves.z, moves.state, moves.action, moves.after)), strict=True
         ):
             turned = turn_actions(action[:, None], back[None])  # [m, K, 7]
-            imagined = model.rollout(z[:, None], state[:, None], turned[:, :, None]).z[:, :, 0]
+            if turns_states:  # each angle has states of its own
+                count, angles = turned.shape[:2]
+                states = turn_states(state[:, None], back[None]).reshape(-1, 1, 7)
+                each = model.rollout(z.repeat_interleave(angles, 0)[:, None], states, turned.reshape(-1, 1, 1, 7))
+                imagined = each.z[:, 0, 0].unflatten(0, (count, angles))
+            else:
+                imagined = model.rollout(z[:, None], state[:, None], turned[:, :, None]).z[:, :, 0]
             rows.append((imagined.to(after) - after[:, None]).abs().mean((-2, -1)).cpu())
     return torch.cat(rows).double().numpy()
 

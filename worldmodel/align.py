@@ -107,7 +107,9 @@ def align(config: AlignConfig) -> Path:
     folder, usage = config.cache or config.out / "features", loaded.config
     cache = open_features(encoder, config.data, folder, usage.camera, usage.layers, config.dtype)
     cache.preload()
-    train, held_out = (cache.clips(part, usage.step_seconds) for part in cache.split(config.held_out, config.seed))
+    train, held_out = (
+        cache.clips(part, usage.step_seconds, usage.camera_frame) for part in cache.split(config.held_out, config.seed)
+    )
     readout = build_readout(config, cache).to(device)
     optimizer = make_optimizer("adamw", readout, [], config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)

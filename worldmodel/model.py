@@ -60,6 +60,8 @@ class WorldModelConfig:
         window: Steps that an imagined step attends to, itself included; None means all. A predictor trained on short
             clips falls apart when its context outgrows them.
         extrinsics: Camera pose (x, y, z m; Euler rad; base frame) for predictors that read it.
+        camera_frame: The model's states and actions are in its camera's frame, turned about the vertical so that a
+            camera at this azimuth (degrees) has the base frame; None: in the base frame, wherever the camera stands.
     """
 
     step_seconds: float = 0.25
@@ -68,6 +70,7 @@ class WorldModelConfig:
     layers: int | None = None
     window: int | None = None
     extrinsics: tuple[float, ...] | None = None
+    camera_frame: float | None = None
 
     def __post_init__(self) -> None:
         if not self.step_seconds > 0:
@@ -123,6 +126,11 @@ class VJEPA2AC:
         self.grid = check_image_size(config.image_size)
         if compile:
             check_compiler(self.device)
+
+    @property
+    def turns_states(self) -> bool:
+        """Whether seen from elsewhere the robot's states have to be turned like its actions (`planners.turning`)."""
+        return self.config.camera_frame is not None
 
     @property
     def device(self) -> torch.device:

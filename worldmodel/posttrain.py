@@ -57,6 +57,8 @@ class PosttrainConfig:
         camera: The camera whose frames are used.
         image_size: Frame height and width in pixels for a random encoder; a trained one brings its own.
         layers: Use the features after this many encoder blocks; none for all.
+        camera_frame: States and actions in each episode's camera frame: turned about the vertical so that a camera at
+            this azimuth (degrees) has the base frame. For data from many views, planned with after calibration.
         step_seconds: Seconds per step; must be what the data was recorded at or a multiple.
         frames: Frames per clip (8 in the paper).
         rollout: Steps of the rollout loss; 0 leaves it out (2 in the paper).
@@ -100,6 +102,7 @@ class PosttrainConfig:
     camera: str = "left"
     image_size: int = 128
     layers: int | None = None
+    camera_frame: float | None = None
     step_seconds: float = 0.25
     frames: int = 3
     rollout: int = 2
@@ -256,7 +259,9 @@ def posttrain(config: PosttrainConfig) -> Path:
     )
     cache.preload()
     train_episodes, held_out_episodes = cache.split(config.held_out, config.seed)
-    train, held_out = (cache.clips(part, config.step_seconds) for part in (train_episodes, held_out_episodes))
+    train, held_out = (
+        cache.clips(part, config.step_seconds, config.camera_frame) for part in (train_episodes, held_out_episodes)
+    )
 
     predictor = build_predictor(config, encoder, cache.states).to(device)
     objective = PredictionLoss(predictor, config.rollout, config.state_loss, config.inverse_loss).to(device)
@@ -304,7 +309,9 @@ def posttrain(config: PosttrainConfig) -> Path:
         about = {"training": training, "steps": budget.step, "seconds": round(budget.elapsed)}
         about |= {"data": [path.name for path in config.data], "frames": len(cache.states), "device": device.type}
         size, window = encoder.config.image_size, config.window or config.frames - 1
-        usage = WorldModelConfig(config.step_seconds, size, config.camera, config.layers, window)
+        usage = WorldModelConfig(
+            config.step_seconds, size, config.camera, config.layers, window, camera_frame=config.camera_frame
+        )
         save_world_model(out, encoder, whole, usage, about={**about, "validation": scores})
         plot_metrics(run.metrics_path, config.out / "curves.png", CURVES)
     return out

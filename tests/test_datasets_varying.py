@@ -1,0 +1,98 @@
+"""Rendering recorded episodes again with a view of their own: drawn from seeds, recorded, and resumable."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from armworld.datasets.behaviours import Mix
+from armworld.datasets.clips import open_clips
+from armworld.datasets.collect import CollectConfig, collect
+from armworld.datasets.droid import find_episodes
+from armworld.datasets.episode import Episode, EpisodeError
+from armworld.datasets.rerender import RerenderConfig, rerender
+from armworld.datasets.trajectory import read_episode
+from armworld.datasets.validate import validate
+from armworld.envs.cameras import RIGS
+from armworld.planners.turning import camera_azimuth
+
+RIG = RIGS["lab1"]["left"]
+VIEWS = {"vary_azimuth": 60.0, "vary_elevation": 5.0, "vary_look_at": 0.03}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("recorded") / "a"
+    collect(CollectConfig(root, episodes=2, workers=1, steps=2, image_size=32, behaviours=Mix(play=1, reach=0)))
+    return root
+
+
+def render(source: Path, out: Path, **settings: object) -> list[Episode]:
+    rerender(RerenderConfig(source, out, 32, workers=1, **settings))  # type: ignore[arg-type]
+    assert validate(out) == []
+    return [read_episode(folder) for folder in find_episodes(out)]
+
+
+def azimuths(episodes: list[Episode]) -> np.ndarray:
+    """Degrees from the rig, one per episode; every row of an episode has the same camera."""
+    poses = np.stack([episode.extrinsics["left"] for episode in episodes])
+    np.testing.assert_array_equal(poses, np.repeat(poses[:, :1], poses.shape[1], 1))
+    return np.degrees(camera_azimuth(torch.from_numpy(poses[:, 0])).numpy()) - RIG.azimuth
+
+
+def test_every_episode_gets_a_recorded_view_of_its_own(source: Path, tmp_path: Path) -> None:
+    before = [read_episode(folder) for folder in find_episodes(source)]
+    views = render(source, tmp_path / "b", **VIEWS, view_seed=1)
+    turned, drawn = azimuths(views), [e.details["view"]["variation"]["cameras"]["left"] for e in views]
+    np.testing.assert_allclose(azimuths(before), 0, atol=1e-6)
+    np.testing.assert_allclose(turned, [camera["azimuth"] - RIG.azimuth for camera in drawn], atol=1e-6)
+    assert np.abs(turned).max() <= 60 and abs(turned[0] - turned[1]) > 1
+    assert all(camera["distance"] == RIG.distance and camera["fovy"] == RIG.fovy for camera in drawn)
+    for old, new in zip(before, views, strict=True):
+        np.testing.assert_array_equal(old.states, new.states)
+        assert np.abs(old.frames["left"].astype(int) - new.frames["left"]).mean() > 3
+    card = json.loads((tmp_path / "b" / "card.json").read_text())
+    assert card["config"]["vary_azimuth"] == 60 and card["config"]["view_seed"] == 1
+
+
+def test_views_resume_and_repeat_and_can_be_trained_on_together(source: Path, tmp_path: Path) -> None:
+    first = render(source, tmp_path / "b", **VIEWS)
+    shutil.rmtree(find_episodes(tmp_path / "b")[1])
+    again, other = render(source, tmp_path / "b", **VIEWS), render(source, tmp_path / "c", **VIEWS, view_seed=1)
+    kept = render(tmp_path / "b", tmp_path / "d")  # nothing varies: as the source looks
+    for a, b, c, d in zip(first, again, other, kept, strict=True):
+        np.testing.assert_array_equal(a.frames["left"], b.frames["left"])
+        np.testing.assert_array_equal(a.extrinsics["left"], d.extrinsics["left"])
+        assert not np.array_equal(a.extrinsics["left"], c.extrinsics["left"])
+    clips = open_clips([source, tmp_path / "b", tmp_path / "c"], 32, 0.25)  # the episodes' names do not clash
+    assert clips.sample(np.random.default_rng(0), 2, 2).shape == (2, 2, 32, 32, 3)
+    with pytest.raises(ValueError, match="another configuration"):
+        rerender(RerenderConfig(source, tmp_path / "b", 32, workers=1, vary_azimuth=30))
+
+
+def test_looks_change_colours_and_light_but_not_the_camera(source: Path, tmp_path: Path) -> None:
+    before = [read_episode(folder) for folder in find_episodes(source)]
+    for old, new in zip(before, render(source, tmp_path / "b", looks="full"), strict=True):
+        np.testing.assert_array_equal(old.extrinsics["left"], new.extrinsics["left"])
+        assert np.abs(old.frames["left"].astype(int) - new.frames["left"]).mean() > 10
+        drawn = new.details["view"]["variation"]
+        assert drawn["surfaces"] and drawn["lights"] and drawn["objects"]["cup"]["size"] == 1.0
+
+
+def test_another_scene_than_the_recorded_one_is_refused(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "a")
+    path = next(find_episodes(tmp_path / "a")[0].glob("*.json"))
+    metadata = json.loads(path.read_text())
+    metadata["simulation"]["draws"]["variation"]["cameras"]["left"]["azimuth"] += 40
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(EpisodeError, match="draws another scene"):
+        rerender(RerenderConfig(tmp_path / "a", tmp_path / "b", 32, workers=1))
+
+
+@pytest.mark.parametrize("bad", [{"vary_azimuth": -1.0}, {"vary_distance": 1.0}, {"view_seed": -1}])
+def test_impossible_ranges_are_refused(bad: dict, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="views vary by ranges"):
+        RerenderConfig(tmp_path, tmp_path / "b", **bad)
