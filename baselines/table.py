@@ -151,8 +151,8 @@ def time_per_action(agent: str, model: Any, repeats: int, settings: AgentSetting
     """Median processor seconds of `act` over `repeats` calls on one thread, on noise; None for zero repeats."""
     if repeats < 1:
         return None
-    if agent == "oracle":
-        return None  # its time is the simulator's
+    if agent == "oracle" or getattr(model, "reads_simulator", False):
+        return None  # its time is the simulator's, or it sees more than this noise
     rng = np.random.default_rng(0)
     nowhere: Any = SimpleNamespace(unwrapped=SimpleNamespace())
     size, camera = model.image_size or (16, 16), model.camera or "left"

@@ -39,6 +39,8 @@ class AgentSettings:
         arrive_within: With arrival: how near the hand must be, as read from the image (m).
         rest: Hold still where the last sub-goal is reached (as arrival measures it); by default in grasp and
             pick-and-place. Policies take notice, and of the objectives the aligned one alone.
+        approach: Come to objects from so far above (m) and leave them upwards, in stages that the agent adds to the
+            goal's images (`planners.vertical`); 0 does not. Where sub-goals end by arrival alone.
         gripper: Planned together with the arm (joint) or once the arm has arrived (last).
         gripper_margin: With "last": the gripper moves only if that lowers the energy by this fraction.
         gripper_deadband: Planned gripper deltas, and those of policies, below this count as none.
@@ -73,6 +75,7 @@ class AgentSettings:
     patience: float | None = None
     arrive_within: float | None = None
     rest: bool | None = None
+    approach: float | None = None
     gripper: Literal["joint", "last"] | None = None
     gripper_margin: float | None = None
     gripper_deadband: float | None = None
@@ -251,7 +254,7 @@ def _policy(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) 
 def _sac(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
     from armworld.baselines.rl import StateAgent
 
-    return StateAgent(model)
+    return StateAgent(model, env)
 
 
 AGENTS: dict[str, Entry] = {
