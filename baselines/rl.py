@@ -1,6 +1,5 @@
 """Reinforcement learning from the simulator's state on Reach and Grasp: SAC with hindsight goals, privileged.
 
-
 Training uses stable-baselines3 (extra `rl`); what is kept is the actor's mean network alone, in armworld's checkpoint
 format, so that playing it needs neither stable-baselines3 nor images. Privileged: it reads the goal's position, in
 Grasp the object's true place too, is trained in the test's own simulator, and pays with environment steps that no

@@ -61,6 +61,19 @@ def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     return McNemar(only_first, only_second, float(p_value))
 
 
+def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of a few independent runs (training seeds) and Student's t interval of it: (mean, low, high).
+
+    mean ± t sqrt(s² / n),   s² with n - 1 degrees of freedom, t the quantile for them
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size < 2 or not np.isfinite(array).all():
+        raise ValueError(f"an interval of a mean needs at least 2 finite values, got {array.tolist()}")
+    mean = float(array.mean())
+    half = float(stats.t.ppf(0.5 + confidence / 2, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
+    return mean, mean - half, mean + half
+
+
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray,
     rng: np.random.Generator,
