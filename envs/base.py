@@ -13,7 +13,7 @@ import numpy as np
 from armworld.envs import goals
 from armworld.envs.cameras import CAMERAS, EXTERIOR, Placement, placement_from
 from armworld.envs.controller import ACTION_BOUND
-from armworld.envs.layout import NoRoom
+from armworld.envs.layout import ExpertFailed, NoRoom
 from armworld.envs.randomization import LEVELS, Randomizer
 from armworld.envs.scene import SceneConfig
 from armworld.envs.simulator import SavedState, Simulator
@@ -139,16 +139,20 @@ class ArmEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Observation, dict]:
         """Start an episode; the same seed gives the same episode on every copy. `info["goal"]` holds the goal."""
         super().reset(seed=seed)
+        failures = 0  # of the expert, among the redraws
         for redraws in range(REDRAWS):
             variation = self.randomizer.draw(self.np_random)
             self._vary(variation)
             self.simulator.reset()
             try:
                 self._goal, placed = self.task.begin(self.simulator, self.np_random, self.observe)
-            except NoRoom:
+            except NoRoom as reason:
+                failures += isinstance(reason, ExpertFailed)
                 continue
             if not self.task.solved(self.simulator):
-                self._draws_json = json.dumps({**placed, "variation": variation, "redraws": redraws})
+                self._draws_json = json.dumps({
+                    **placed, "variation": variation, "redraws": redraws, "expert_failures": failures,
+                })  # fmt: skip
                 break
         else:
             raise RuntimeError(f"no feasible start in {REDRAWS} draws of {self.task.name} with {self.task.object}")

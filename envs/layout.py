@@ -16,6 +16,10 @@ class NoRoom(RuntimeError):
     """A layout could not be found; the caller draws again."""
 
 
+class ExpertFailed(NoRoom):
+    """The layout is there, but the scripted expert does not solve it, so that it has no goal images."""
+
+
 def flange_state(position: np.ndarray, yaw: float = 0.0, closedness: float = 0.0) -> np.ndarray:
     """State [7] of a flange at `position` [3] (m), pointing straight down, turned by `yaw` (rad)."""
     return np.concatenate([position, DOWN_EULER + np.array([0.0, 0.0, yaw]), [closedness]])

@@ -32,7 +32,7 @@ def build_model(config: SceneConfig) -> mujoco.MjModel:
     spec.attach(catalog.robot_spec(config.robot), prefix="", frame=spec.worldbody.add_frame())
     for index, name in enumerate(config.objects):
         away = spec.worldbody.add_frame(pos=[0.0, 2.0 + index, 0.0])  # out of the arm's reach until it is placed
-        spec.attach(catalog.object_spec(name), prefix="", frame=away)
+        spec.attach(catalog.object_spec(name, lab=config.lab), prefix="", frame=away)
     add_cameras(spec, config.lab)
     catalog.apply_options(spec)
     return spec.compile()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from armworld.envs.layout import NoRoom, flange_state, footprint, move_arm, place_bystanders
+from armworld.envs.layout import ExpertFailed, NoRoom, flange_state, footprint, move_arm, place_bystanders
 from armworld.envs.scripts import (
     HOVER,
     Script,
@@ -154,12 +154,12 @@ def film(
 ) -> list[Observation]:
     """Run a script and then hold for one step; the observations at the end of the phases `keep` and at the very end.
 
-    NoRoom if it takes more than `limit` steps.
+    ExpertFailed if it takes more than `limit` steps.
     """
     frames, previous = [], None
     for count, (phase, action) in enumerate(script):
         if count == limit:
-            raise NoRoom(f"the script needs more than {limit} steps")
+            raise ExpertFailed(f"the script needs more than {limit} steps")
         if observe and previous in keep and phase != previous:
             frames.append(observe())
         sim.step(action)
@@ -180,7 +180,7 @@ class ObjectTask(Task):
     def demonstrate(self, sim: Simulator, observe: Observe, keep: tuple[str, ...] = ()) -> list[Observation]:
         """Film the expert from here to its end, remember where the object ends, and return to here.
 
-        NoRoom if the expert fails, or passes over one of `keep`: such a start has no goal images.
+        ExpertFailed if it does not end solved, or passes over one of `keep`: such a start has no goal images.
         """
         saved = sim.save()
         frames = film(sim, self.script(sim), observe, keep, type(self).max_steps - DWELL)
@@ -188,7 +188,7 @@ class ObjectTask(Task):
         solved = self.solved(sim)
         sim.restore(saved)
         if not solved or len(frames) != len(keep) + 1:
-            raise NoRoom("the scripted expert does not solve this start")
+            raise ExpertFailed("the scripted expert does not solve this start")
         return frames
 
     def targets_here(self, sim: Simulator) -> dict[str, Any]:
@@ -253,7 +253,7 @@ class ReachWithObject(ObjectTask):
         film(sim, play(sim, grasp_phases(sim, self.object)))
         film(sim, play(sim, carry_phases(sim, start)))
         if not held(sim, self.object):
-            raise NoRoom("the object was lost on the way to the start")
+            raise ExpertFailed("the object was lost on the way to the start")
         self.targets = {"position": goal}
         frames = self.demonstrate(sim, observe)
         draws = {

@@ -84,5 +84,5 @@ def scene_spec(lab: str = "lab1", gripper: str = "robotiq_2f85", objects: Iterab
     scene = lab_spec(lab)
     scene.attach(robot_spec(gripper), prefix="", frame=scene.worldbody.add_frame())
     for i, name in enumerate(objects):
-        scene.attach(object_spec(name), prefix="", frame=scene.worldbody.add_frame(pos=[0.5, 0.2 * i, 0.001]))
+        scene.attach(object_spec(name, lab=lab), prefix="", frame=scene.worldbody.add_frame(pos=[0.5, 0.2 * i, 0.001]))
     return scene

@@ -42,8 +42,20 @@ class Shape:
 CUP_RADIUS, CUP_HEIGHT, CUP_WALL, CUP_FLOOR = 0.035, 0.090, 0.004, 0.006
 BOTTLE_RADIUS, BOTTLE_BODY, BOTTLE_NECK, BOTTLE_HEIGHT = 0.031, 0.115, 0.013, 0.185
 BOX_SIDE = 0.05
-COLOURS = {"cup": (0.86, 0.22, 0.16, 1), "box": (0.16, 0.36, 0.80, 1), "bottle": (0.15, 0.55, 0.30, 1)}
-OBJECTS = tuple(COLOURS)
+# lab -> object -> (tint, pattern): each lab has its own crockery; shapes and masses are the same
+LOOKS = {
+    "lab1": {
+        "cup": ((0.86, 0.22, 0.16, 1), "bands"),
+        "box": ((0.16, 0.36, 0.80, 1), "cardboard"),
+        "bottle": ((0.15, 0.55, 0.30, 1), "bands"),
+    },
+    "lab2": {
+        "cup": ((0.95, 0.84, 0.55, 1), "speckle"),
+        "box": ((0.74, 0.25, 0.50, 1), "checker"),
+        "bottle": ((0.80, 0.42, 0.08, 1), "checker"),
+    },
+}
+OBJECTS = tuple(LOOKS["lab1"])
 GRASP_HEIGHT = {"cup": 0.060, "box": 0.030, "bottle": 0.168}
 """Height (m, at size 1) of the "tip" site above the object's origin for a grasp from above. The bottle goes by its
 neck: its body cannot be reached from above, because its neck would meet the gripper's palm."""
@@ -92,7 +104,12 @@ BOTTLE = Shape(
 
 
 def object_spec(
-    name: str, size: float = 1.0, rgba: Sequence[float] | None = None, surface: str | None = None, seed: int = 0
+    name: str,
+    size: float = 1.0,
+    rgba: Sequence[float] | None = None,
+    surface: str | None = None,
+    seed: int = 0,
+    lab: str = "lab1",
 ) -> mujoco.MjSpec:
     """One object: body, free joint, visible geom, material and texture all named `name`.
 
@@ -100,12 +117,13 @@ def object_spec(
         name: cup, box or bottle.
         size: Scale of every length, > 0; mass goes with its cube, inertia with its fifth power. The 2F-85 opens
             85 mm: cup and bottle fit up to about size 1.15, the box up to 1.6.
-        rgba: Tint of the material; by default each object has its own.
-        surface: One of `textures.PATTERNS`; by default bands on cup and bottle, cardboard on the box.
+        rgba: Tint of the material; by default the lab's for that object.
+        surface: One of `textures.PATTERNS`; by default the lab's for that object.
         seed: Of the texture.
+        lab: Whose object it is: a key of `LOOKS`.
 
     Raises:
-        ValueError: Unknown object or pattern, or a size that is not positive.
+        ValueError: Unknown object, pattern or lab, or a size that is not positive.
     """
     check_name("object", name, OBJECTS)
     if not size > 0:
@@ -115,9 +133,9 @@ def object_spec(
     apply_options(spec)
     body = spec.worldbody.add_body(name=name)
     body.add_freejoint(name=name)
-    surface = surface or ("cardboard" if name == "box" else "bands")
-    image = pattern(surface, rng)
-    tint = COLOURS[name] if rgba is None else tuple(float(c) for c in rgba)
+    own_tint, own_surface = LOOKS[check_name("lab", lab, LOOKS)][name]
+    image = pattern(surface or own_surface, rng)
+    tint = own_tint if rgba is None else tuple(float(c) for c in rgba)
     add_textured_material(spec, name, image, tint, cube=name == "box")
     {"cup": _cup, "box": _box, "bottle": _bottle}[name](spec, body, size)
     return spec

@@ -106,6 +106,18 @@ def test_labs_differ_and_repeat():
     assert first.tex_data.shape != other.tex_data.shape or (first.tex_data != other.tex_data).mean() > 0.5
 
 
+@pytest.mark.parametrize("name", OBJECTS)
+def test_each_lab_has_objects_of_its_own_look_and_the_same_body(name):
+    """lab2 is for testing what was learned in lab1: it must look different and behave alike."""
+    first, second = (catalog.object_spec(name, lab=lab).compile() for lab in LABS)
+    assert np.abs(first.mat(name).rgba - second.mat(name).rgba).max() > 0.2
+    assert (first.tex_data != second.tex_data).mean() > 0.05
+    for array in ("body_mass", "body_inertia", "body_ipos", "geom_size", "geom_pos", "geom_quat", "geom_friction"):
+        np.testing.assert_array_equal(getattr(first, array), getattr(second, array))
+    with pytest.raises(ValueError, match="lab1, lab2"):
+        catalog.object_spec(name, lab="kitchen")
+
+
 def test_lathe_is_closed_and_faces_outward():
     outline = np.array([[0.0, 0.0], [0.03, 0.0], [0.03, 0.1], [0.0, 0.1]])
     vertices, faces, coordinates = lathe(outline, segments=64)
