@@ -110,13 +110,18 @@ class FeatureClips:
 
     def sample(self, generator: np.random.Generator, batch: int, frames: int) -> tuple[Tensor, Tensor]:
         """Features float16 [B, T, N, D] and states float32 [B, T, 7] of clips drawn uniformly, with replacement."""
+        return self.sample_with_cameras(generator, batch, frames)[:2]
+
+    def sample_with_cameras(
+        self, generator: np.random.Generator, batch: int, frames: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same draws, and the cameras' extrinsics float32 [B, T, 6] (base frame, whatever frame states are in)."""
         starts = generator.choice(self.starts(frames), batch)
         windows = self.cache.windows(starts, frames, self.stride)
-        states = torch.from_numpy(windows.states)
+        states, cameras = torch.from_numpy(windows.states), torch.from_numpy(windows.extrinsics)
         if self.camera_frame is not None:
-            azimuth = camera_azimuth(torch.from_numpy(windows.extrinsics))
-            states = turn_states(states, math.radians(self.camera_frame) - azimuth)
-        return torch.from_numpy(windows.items), states
+            states = turn_states(states, math.radians(self.camera_frame) - camera_azimuth(cameras))
+        return torch.from_numpy(windows.items), states, cameras
 
 
 def stride_for(row_seconds: float, step_seconds: float, tolerance: float = 0.1) -> int:

@@ -209,6 +209,7 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
             from armworld.envs.oracle import OracleDynamics
 
             model = OracleDynamics(env, model)
+        model = told_camera(model, env, camera_of(env, model))
         if settings.axes_yaw:
             from armworld.planners.turning import TurnedModel
 
@@ -274,6 +275,13 @@ AGENTS: dict[str, Entry] = {
     "sac": Entry(_sac, True, "reinforcement learning on the simulator's state: a privileged reference", _state_actor),
     "oracle": Entry(_planning(None, oracle=True), True, "the simulator as the model, the same encoder and energy"),
 }
+
+
+def told_camera(model: Any, env: gymnasium.Env | None, camera: str) -> Any:
+    """The model, told where the camera stands if it reads that and there is a simulated camera to ask."""
+    reads = getattr(getattr(model, "config", None), "extrinsics", None) is not None
+    pose_of = None if env is None else getattr(env.unwrapped, "extrinsics", None)
+    return model.seen_from(pose_of(camera)) if reads and pose_of is not None else model
 
 
 def camera_of(env: gymnasium.Env | None, model: Any) -> str:

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from PIL import Image
 
-from armworld.evaluation.agents import load_model
+from armworld.evaluation.agents import camera_of, load_model, told_camera
 from armworld.evaluation.cells import Cell, open_env, single_thread
 from armworld.evaluation.files import plain, read_json, write_bytes, write_json
 
@@ -63,6 +63,7 @@ def look(job: Look) -> dict[str, Any]:
         with single_thread():
             model = load_model(job.cell.agent, job.cell.model) if job.cell.model else None
             frames, states = walk(env, job.moves, job.seed)
+            model = told_camera(model, env, camera_of(env, model)) if model else None
             turn = fit(model, frames, states) if hasattr(model, "rollout") else None
     finally:
         env.close()

@@ -1,6 +1,7 @@
 """Rendering recorded episodes again with a view of their own: drawn from seeds, recorded, and resumable."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from armworld.datasets.clips import open_clips
 from armworld.datasets.collect import CollectConfig, collect
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.episode import Episode, EpisodeError
+from armworld.datasets.features import build_feature_cache
 from armworld.datasets.rerender import RerenderConfig, rerender
 from armworld.datasets.trajectory import read_episode
 from armworld.datasets.validate import validate
 from armworld.envs.cameras import RIGS
-from armworld.planners.turning import camera_azimuth
+from armworld.planners.turning import camera_azimuth, turn_actions, turn_states
+from armworld.pose import action_between
 
 RIG = RIGS["lab1"]["left"]
 VIEWS = {"vary_azimuth": 60.0, "vary_elevation": 5.0, "vary_look_at": 0.03}
@@ -71,6 +74,20 @@ def test_views_resume_and_repeat_and_can_be_trained_on_together(source: Path, tm
     assert clips.sample(np.random.default_rng(0), 2, 2).shape == (2, 2, 32, 32, 3)
     with pytest.raises(ValueError, match="another configuration"):
         rerender(RerenderConfig(source, tmp_path / "b", 32, workers=1, vary_azimuth=30))
+
+
+def test_clips_in_the_cameras_frame(source: Path, tmp_path: Path) -> None:
+    """States turn by the camera's azimuth from the one named, each episode by its own; actions turn with them."""
+    views = render(source, tmp_path / "b", **VIEWS)
+    cache = build_feature_cache(tmp_path / "b", lambda f: f.mean((1, 2))[:, None], {"encoder": "mean"}, tmp_path / "f")
+    for number, turned in enumerate(azimuths(views)):
+        clips = (cache.clips(np.array([number]), camera_frame=frame) for frame in (None, RIG.azimuth))
+        plain, own = (clip.sample(np.random.default_rng(0), 4, 2)[1] for clip in clips)
+        assert not torch.equal(plain, own) and torch.equal(plain[..., 2], own[..., 2])
+        torch.testing.assert_close(turn_states(own, math.radians(turned))[..., :3], plain[..., :3], atol=1e-5, rtol=0)
+        moved = action_between(plain[:, 0], plain[:, 1])
+        expected = turn_actions(moved, -math.radians(turned))
+        torch.testing.assert_close(action_between(own[:, 0], own[:, 1]), expected, atol=1e-5, rtol=0)
 
 
 def test_looks_change_colours_and_light_but_not_the_camera(source: Path, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from armworld.envs.cameras import OPENCV_FROM_MUJOCO, PRESETS, RIGS
 from armworld.planners.calibrating import CalibratingAgent, RandomMoves, moves_from
 from armworld.planners.mpc import PlanningAgent
 from armworld.planners.objectives import FinalL1
 from armworld.planners.registry import make_planner
-from armworld.planners.turning import Moves, TurnedModel, fit_turn, turn_actions
-from armworld.pose import apply_action, euler_to_matrix
+from armworld.planners.turning import Moves, TurnedModel, camera_azimuth, fit_turn, turn_actions, turn_states
+from armworld.pose import action_between, apply_action, euler_to_matrix, matrix_to_euler
 from armworld.types import Goal, Observation
 from armworld.worldmodel.model import Rollout
 
@@ -109,6 +110,52 @@ def test_a_turned_model_imagines_as_an_upright_one_and_keeps_the_robots_state() 
     torch.testing.assert_close(seen.z, upright.rollout(z, state, actions).z, atol=1e-4, rtol=0)
     torch.testing.assert_close(seen.state[:, :, 0], apply_action(state[:, :1].expand(1, 6, 7), actions[:, :, 0]))
     assert corrected.camera == "left" and corrected.step_seconds == 0.25
+
+
+def test_states_and_actions_turn_together() -> None:
+    states = torch.from_numpy(walk(3, seed=5))
+    states[:, 3:6] += 0.2 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    turned = turn_states(states, torch.tensor([0.9, 0.9, 0.9, 0.9], dtype=torch.float64))
+    between = action_between(states[:-1], states[1:])
+    torch.testing.assert_close(action_between(turned[:-1], turned[1:]), turn_actions(between, 0.9))
+    torch.testing.assert_close(turn_states(turned, -0.9)[:, :3], states[:, :3])
+    torch.testing.assert_close(turned[:, 2], states[:, 2])
+
+
+def test_the_azimuth_of_a_camera_is_read_from_its_extrinsics() -> None:
+    for placement in (*RIGS["lab1"].values(), *RIGS["lab2"].values(), *PRESETS.values()):
+        position, rotation = placement.pose()
+        pose = np.concatenate([position, matrix_to_euler(rotation @ OPENCV_FROM_MUJOCO)])
+        assert math.degrees(float(camera_azimuth(torch.from_numpy(pose)))) == pytest.approx(placement.azimuth)
+
+
+class FrameWorld(TurnedWorld):
+    """A world model in its camera's frame: what it sees and is told are positions in a frame turned by `turn`."""
+
+    turns_states = True
+
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
+        return self.features(_turned(torch.as_tensor(images, dtype=torch.float32), -self.turn))
+
+    def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+        place = state[:, -1:, None, :3] + actions[..., :3].cumsum(2)  # it believes the state that it is told
+        return Rollout(z=self.features(place), state=apply_action(state[:, -1:, None], actions))
+
+
+def _turned(positions: Tensor, yaw: float) -> Tensor:
+    return positions @ euler_to_matrix(torch.tensor([0.0, 0.0, yaw])).T
+
+
+@pytest.mark.parametrize("turn", [0.0, 30.0, -75.0])
+def test_a_model_in_its_cameras_frame_has_its_states_turned_too(turn: float) -> None:
+    model = FrameWorld(turn)
+    assert abs(fit_turn(model, recorded(model)).yaw_deg - turn) <= 0.5
+    z, state = model.encode(np.array([[[0.5, 0.1, 0.3]]])), torch.tensor([[[0.5, 0.1, 0.3, 3.1, 0, 0, 0]]])
+    actions = torch.randn(1, 6, 1, 7, generator=torch.Generator().manual_seed(3)) * 0.05
+    seen = TurnedModel(model, turn).rollout(z, state, actions)
+    truly = apply_action(state[:, -1:, None], actions)
+    torch.testing.assert_close(seen.z, model.features(_turned(truly[..., :3], -model.turn)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen.state, truly)
 
 
 def test_random_moves_stay_near_their_start() -> None:

@@ -162,11 +162,13 @@ def draw(
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Features [B, N, D], real or (with a predictor) imagined one step ahead, and the states [B, 7] recorded there."""
-    z, states = (part.to(device) for part in clips.sample(generator, config.batch, 1 if predictor is None else 2))
+    frames = 1 if predictor is None else 2
+    z, states, cameras = (part.to(device) for part in clips.sample_with_cameras(generator, config.batch, frames))
     if predictor is None:
         return z[:, 0].float(), states[:, 0]
     with precision(device, config.dtype):
-        ahead = predictor(z[:, :1], action_between(states[:, :1], states[:, 1:]), states[:, :1]).z
+        seen_from = cameras[:, :1] if predictor.config.extrinsics else None
+        ahead = predictor(z[:, :1], action_between(states[:, :1], states[:, 1:]), states[:, :1], seen_from).z
     return normalize(ahead[:, 0].float()), states[:, 1]
 
 

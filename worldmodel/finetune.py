@@ -18,16 +18,17 @@ from armworld.worldmodel.encoder import Encoder
 LORA_TARGETS = ("qkv", "proj", "fc1", "fc2")  # every matrix of the blocks
 
 
-def load_predictor(name_or_path: str, encoder: Encoder, state_head: bool) -> ACPredictor:
+def load_predictor(name_or_path: str, encoder: Encoder, state_head: bool, extrinsics: bool = False) -> ACPredictor:
     """The checkpoint's predictor, ready for training on this encoder's features.
 
     Args:
         name_or_path: As for `load_checkpoint`: shipped, a folder, a published file, a hub name.
         encoder: Whose features it will see.
         state_head: It must have a state head; a new one is drawn if the checkpoint has none.
+        extrinsics: It must read camera extrinsics; where the checkpoint's did not, it has to learn that now.
 
     Raises:
-        ValueError: There is no predictor, it does not fit the encoder, or it reads camera extrinsics.
+        ValueError: There is no predictor, it does not fit the encoder, or it reads extrinsics that it is not to get.
     """
     loaded = load_checkpoint(name_or_path).predictor
     if loaded is None:
@@ -38,8 +39,11 @@ def load_predictor(name_or_path: str, encoder: Encoder, state_head: bool) -> ACP
             f"{name_or_path}: its predictor reads features of width {config.features}, the encoder's have "
             f"{encoder.config.width}"
         )
-    if config.extrinsics:
-        raise ValueError(f"{name_or_path}: its predictor reads camera extrinsics, which this training does not give")
+    if config.extrinsics and not extrinsics:
+        raise ValueError(
+            f"{name_or_path}: its predictor reads camera extrinsics, which this training gives with --extrinsics alone"
+        )
+    config = replace(config, extrinsics=extrinsics)
     if config.image_size != encoder.config.image_size:
         config = replace(config, image_size=encoder.config.image_size)
     predictor = ACPredictor(replace(config, state_head=config.state_head or state_head))

@@ -5,7 +5,8 @@ Shapes: B episodes, T context steps, S candidates, H imagined steps, N patches, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -126,6 +127,18 @@ class VJEPA2AC:
         self.grid = check_image_size(config.image_size)
         if compile:
             check_compiler(self.device)
+
+    def seen_from(self, extrinsics: np.ndarray) -> VJEPA2AC:
+        """The same model, sharing its weights, with its camera standing there: pose [6] (m, rad; base frame).
+
+        Raises:
+            ValueError: Its predictor reads no extrinsics.
+        """
+        if self.config.extrinsics is None:
+            raise ValueError("this model reads no camera extrinsics: it cannot be told where it looks from")
+        moved = copy.copy(self)
+        moved.config = replace(self.config, extrinsics=tuple(float(value) for value in extrinsics))
+        return moved
 
     @property
     def turns_states(self) -> bool:

@@ -9,7 +9,7 @@ Shapes: B clips, T frames, N patches, D features; T - 1 actions lie between T st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -57,6 +57,8 @@ class PosttrainConfig:
         camera: The camera whose frames are used.
         image_size: Frame height and width in pixels for a random encoder; a trained one brings its own.
         layers: Use the features after this many encoder blocks; none for all.
+        extrinsics: The predictor reads the camera's extrinsics too, in a token of their own. For data from many views;
+            at planning time they have to be known.
         camera_frame: States and actions in each episode's camera frame: turned about the vertical so that a camera at
             this azimuth (degrees) has the base frame. For data from many views, planned with after calibration.
         step_seconds: Seconds per step; must be what the data was recorded at or a multiple.
@@ -102,6 +104,7 @@ class PosttrainConfig:
     camera: str = "left"
     image_size: int = 128
     layers: int | None = None
+    extrinsics: bool = False
     camera_frame: float | None = None
     step_seconds: float = 0.25
     frames: int = 3
@@ -161,6 +164,12 @@ class FeatureClips(Protocol):
         """Features [B, T, N, D] and states [B, T, 7]."""
         ...
 
+    def sample_with_cameras(
+        self, generator: np.random.Generator, batch: int, frames: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Also the cameras' extrinsics [B, T, 6]."""
+        ...
+
 
 def open_encoder(name: str, image_size: int, seed: int) -> Encoder:
     """A trained encoder by path or shipped name, or an untrained one drawn from `seed`: `random:SIZE[:DEPTH]`."""
@@ -212,6 +221,7 @@ def predictor_config(config: PosttrainConfig, encoder: Encoder, states: np.ndarr
         depth=config.depth,
         heads=config.heads,
         image_size=encoder.config.image_size,
+        extrinsics=config.extrinsics,
         residual=config.residual,
         merge=config.merge,
         state_head=config.state_loss > 0,
@@ -233,7 +243,7 @@ def build_predictor(config: PosttrainConfig, encoder: Encoder, states: np.ndarra
         if config.residual:  # start from copying the frame: from a random change, small models fall back to it and stay
             nn.init.zeros_(predictor.predictor_proj.weight)
     else:
-        predictor = load_predictor(config.init, encoder, config.state_loss > 0).train()
+        predictor = load_predictor(config.init, encoder, config.state_loss > 0, config.extrinsics).train()
         if config.trainable_blocks is not None:
             train_last_blocks(predictor, config.trainable_blocks)
         if config.lora_rank:
@@ -290,10 +300,11 @@ def posttrain(config: PosttrainConfig) -> Path:
     for step in run.steps():
         run.set_learning_rate(config.learning_rate * 0.18, config.learning_rate)
         pairs = generators[0].random() < config.pair_share
-        z, states = train.sample(generators[0], config.batch * (1 + pairs), 2 if pairs else config.frames)
-        z, states = (part.unflatten(0, (config.batch, -1))[share].flatten(0, 1).to(device) for part in (z, states))
+        drawn = train.sample_with_cameras(generators[0], config.batch * (1 + pairs), 2 if pairs else config.frames)
+        z, states, cameras = (part.unflatten(0, (config.batch, -1))[share].flatten(0, 1).to(device) for part in drawn)
         with precision(device, config.dtype):
-            parts = model(z, states, action_between(states[:, :-1], states[:, 1:]))
+            actions = action_between(states[:, :-1], states[:, 1:])
+            parts = model(z, states, actions, cameras if config.extrinsics else None)
         run.optimise(parts["loss"])
         if step % config.log_every == 0:
             run.log({name: float(value.detach()) for name, value in parts.items()})
@@ -309,12 +320,16 @@ def posttrain(config: PosttrainConfig) -> Path:
         about = {"training": training, "steps": budget.step, "seconds": round(budget.elapsed)}
         about |= {"data": [path.name for path in config.data], "frames": len(cache.states), "device": device.type}
         size, window = encoder.config.image_size, config.window or config.frames - 1
-        usage = WorldModelConfig(
-            config.step_seconds, size, config.camera, config.layers, window, camera_frame=config.camera_frame
-        )
+        usage = WorldModelConfig(config.step_seconds, size, config.camera, config.layers, window)
+        usage = replace(usage, camera_frame=config.camera_frame, extrinsics=_usual_camera(config, cache.extrinsics))
         save_world_model(out, encoder, whole, usage, about={**about, "validation": scores})
         plot_metrics(run.metrics_path, config.out / "curves.png", CURVES)
     return out
+
+
+def _usual_camera(config: PosttrainConfig, extrinsics: np.ndarray) -> tuple[float, ...] | None:
+    """The middle of the data's camera poses [F, 6], which a predictor that reads them takes until told the real one."""
+    return tuple(np.median(extrinsics, 0).tolist()) if config.extrinsics else None
 
 
 @torch.no_grad()
@@ -328,11 +343,11 @@ def validate(
     rng = np.random.default_rng(config.seed)
     sums = dict.fromkeys(("one_step", "copy", "shuffled_actions"), 0.0)
     for _ in range(batches):
-        z, states = (part.to(device) for part in clips.sample(rng, config.batch, 2))
-        actions = action_between(states[:, :1], states[:, 1:])
+        z, states, cameras = (part.to(device) for part in clips.sample_with_cameras(rng, config.batch, 2))
+        actions, seen_from = action_between(states[:, :1], states[:, 1:]), cameras[:, :1] if config.extrinsics else None
         with precision(device, config.dtype):
-            own = predictor(z[:, :1], actions, states[:, :1]).z
-            other = predictor(z[:, :1], actions.roll(1, 0), states[:, :1]).z
+            own = predictor(z[:, :1], actions, states[:, :1], seen_from).z
+            other = predictor(z[:, :1], actions.roll(1, 0), states[:, :1], seen_from).z
         target = z[:, 1:].float()
         sums["one_step"] += float(F.l1_loss(normalize(own.float()), target))
         sums["copy"] += float(F.l1_loss(z[:, :1].float(), target))

@@ -57,16 +57,19 @@ class PredictionLoss(nn.Module):
         rows, columns = predictor.config.grid
         self.inverse = InverseDynamics(predictor.config.features, rows * columns) if inverse_weight else None
 
-    def forward(self, z_BTND: Tensor, states_BTA: Tensor, actions_BTA: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, z_BTND: Tensor, states_BTA: Tensor, actions_BTA: Tensor, cameras_BTE: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The parts of the loss and their weighted sum, `loss`; `actions` has T - 1 steps.
 
-        Short clips have no rollout part.
+        Short clips have no rollout part. `cameras`: extrinsics [B, T, 6] for a predictor that reads them.
         """
-        forced = self.predictor(z_BTND[:, :-1], actions_BTA, states_BTA[:, :-1])
+        cameras = None if cameras_BTE is None else cameras_BTE[:, :-1]
+        forced = self.predictor(z_BTND[:, :-1], actions_BTA, states_BTA[:, :-1], cameras)
         z_hat = normalize(forced.z.float())
         parts = {"teacher_forcing": F.l1_loss(z_hat, z_BTND[:, 1:].float())}
         if self.rollout > 1 and z_BTND.shape[1] > self.rollout:
-            parts["rollout"] = self._rollout(z_BTND, states_BTA, actions_BTA, z_hat[:, :1])
+            parts["rollout"] = self._rollout(z_BTND, states_BTA, actions_BTA, cameras, z_hat[:, :1])
         loss = torch.stack(list(parts.values())).sum()
         if self.state_weight:
             parts["state"] = self._state(forced.state_delta, states_BTA)
@@ -76,11 +79,14 @@ class PredictionLoss(nn.Module):
             loss = loss + self.inverse_weight * parts["inverse"]
         return {"loss": loss, **parts}
 
-    def _rollout(self, z_BTND: Tensor, states_BTA: Tensor, actions_BTA: Tensor, first_B1ND: Tensor) -> Tensor:
+    def _rollout(
+        self, z_BTND: Tensor, states_BTA: Tensor, actions_BTA: Tensor, cameras: Tensor | None, first_B1ND: Tensor
+    ) -> Tensor:
         """L1 of the frame reached by feeding on own predictions; the first one is teacher forcing's own."""
         context = torch.cat([z_BTND[:, :1].float(), first_B1ND], 1)
         for step in range(2, self.rollout + 1):
-            prediction = self.predictor(context, actions_BTA[:, :step], states_BTA[:, :step])
+            seen_from = None if cameras is None else cameras[:, :step]
+            prediction = self.predictor(context, actions_BTA[:, :step], states_BTA[:, :step], seen_from)
             context = torch.cat([context, normalize(prediction.z[:, -1:].float())], 1)
         return F.l1_loss(context[:, -1], z_BTND[:, self.rollout].float())
 
