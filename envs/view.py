@@ -1,7 +1,8 @@
 """`armworld view`: look at an environment and jog its arm; in MuJoCo's window, or on a page where there is no display.
 
-The page needs nothing but a browser on this machine: the cameras, the goal, the state, and buttons for a reset and for
-one control step along each axis. It is served on the loopback address, and requests that name another host are
+The page needs nothing but a browser on this machine: the live cameras, the goal, the state, and buttons for a reset,
+for one control step along each axis, and for one of the scripted expert's. It looks again every half second, so that
+several pages on one environment agree. It is served on the loopback address, and requests that name another host are
 refused, so that no web page elsewhere drives it through a visitor's browser.
 """
 
@@ -13,10 +14,12 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import gymnasium
 import numpy as np
@@ -24,6 +27,7 @@ from PIL import Image
 
 import armworld.envs
 from armworld.envs.controller import ACTION_BOUND
+from armworld.envs.experts import make_expert
 from armworld.types import check_name
 
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "grip")
@@ -71,6 +75,7 @@ class Stage:
             disable_env_checker=True,
         )  # fmt: skip
         self._lock = threading.Lock()
+        self._expert, self._observation = make_expert(self._env), {}
         self._seed = config.seed - 1
         self._pictures: dict[str, bytes] = {}
         self._status: dict[str, Any] = {}
@@ -87,6 +92,7 @@ class Stage:
             self._seed += 1
             observation, info = self._env.reset(seed=self._seed)
             goals = info["goal"].observations
+            self._expert.reset(info["goal"])
             self._pictures = {
                 f"goal {index + 1} {name}": _png(goal[name])
                 for index, goal in enumerate(goals)
@@ -94,13 +100,15 @@ class Stage:
             }
             self._show(observation, info, 0)
 
-    def step(self, action: np.ndarray) -> None:
-        """One control step."""
+    def step(self, action: np.ndarray | None) -> None:
+        """One control step; None: the scripted expert's, which goes on from wherever the arm is."""
         with self._lock:
+            action = self._expert.act(self._observation) if action is None else action
             observation, _, _, _, info = self._env.step(action)
             self._show(observation, info, self._status["step"] + 1)
 
     def _show(self, observation: dict[str, np.ndarray], info: dict[str, Any], step: int) -> None:
+        self._observation = observation
         self._pictures |= {name: _png(observation[name]) for name in self.arm.cameras}
         self._status = {
             "seed": self._seed,
@@ -158,13 +166,14 @@ b.id=id;b.textContent=label;b.onclick=()=>post(path)}
 function show(name){if(!shown[name]){const f=document.createElement('figure'),c=document.createElement('figcaption');
 c.textContent=name;shown[name]=new Image();f.append(c,shown[name]);$('views').append(f)}
 shown[name].src='/image/'+encodeURIComponent(name)+'?'+Date.now()}
-async function look(){const s=await(await fetch('/status')).json();s.images.forEach(show);
+let seen='';async function look(){const text=await(await fetch('/status')).text(),s=JSON.parse(text);
+if(text==seen)return s;seen=text;s.images.forEach(show);
 const t=$('facts');t.textContent='';for(const[k,v]of Object.entries(s)){if(k=='images')continue;
 const r=t.insertRow();r.insertCell().textContent=k;r.insertCell().textContent=v}return s}
-press('reset','reset','/reset');
+press('reset','reset','/reset');press('expert','expert','/expert');
 for(const a of AXES)for(const[l,s]of[['−',-1],['+',1]])
 press(a+' '+l,'jog_'+a+(s>0?'_plus':'_minus'),`/jog?axis=${a}&sign=${s}`);
-look()</script>""".replace("AXES", json.dumps(AXES))
+look();setInterval(()=>look().catch(()=>{}),500)</script>""".replace("AXES", json.dumps(AXES))
 
 
 class ViewServer:
@@ -175,7 +184,7 @@ class ViewServer:
         self._server.daemon_threads = True
         self._server.timeout = 0.05
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._wanted: list[tuple[np.ndarray | None, threading.Event]] = []
+        self._wanted: list[tuple[Callable[[], None], threading.Event]] = []
         self._guard = threading.Condition()
         self._stage = stage
         self._thread.start()
@@ -184,11 +193,11 @@ class ViewServer:
     def address(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}/"
 
-    def ask(self, action: np.ndarray | None) -> bool:
-        """From a request's thread: have a step (or, None, a reset) done by `serve`; False if that takes too long."""
+    def ask(self, deed: Callable[[], None]) -> bool:
+        """From a request's thread: have a step or a reset done by `serve`; False if that takes too long."""
         done = threading.Event()
         with self._guard:
-            self._wanted.append((action, done))
+            self._wanted.append((deed, done))
             self._guard.notify()
         return done.wait(60)
 
@@ -200,11 +209,8 @@ class ViewServer:
                 if not self._wanted:
                     self._guard.wait(0.2)
                 wanted, self._wanted = self._wanted, []
-            for action, done in wanted:
-                if action is None:
-                    self._stage.reset()
-                else:
-                    self._stage.step(action)
+            for deed, done in wanted:
+                deed()
                 done.set()
 
     def close(self) -> None:
@@ -247,17 +253,24 @@ def _handler(stage: Stage, server: ViewServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             if self._foreign():
                 return None
-            url = urlsplit(self.path)
-            if url.path not in ("/reset", "/jog"):
+            try:
+                deed = self._deed(urlsplit(self.path))
+            except ValueError as error:
+                return self._answer(str(error).encode(), code=400)
+            if deed is None:
                 return self._answer(b"not here", code=404)
-            action = None
-            if url.path == "/jog":
-                asked = parse_qs(url.query)
-                try:
-                    action = jog(asked.get("axis", [""])[0], int(asked.get("sign", ["0"])[0]))
-                except ValueError as error:
-                    return self._answer(str(error).encode(), code=400)
-            return self._answer(b"done") if server.ask(action) else self._answer(b"the environment hangs", code=504)
+            return self._answer(b"done") if server.ask(deed) else self._answer(b"the environment hangs", code=504)
+
+        def _deed(self, url: SplitResult) -> Callable[[], None] | None:
+            """What a request asks for; None: nothing we know. ValueError for a jog along no axis."""
+            if url.path == "/reset":
+                return stage.reset
+            if url.path == "/expert":
+                return partial(stage.step, None)
+            if url.path != "/jog":
+                return None
+            asked = parse_qs(url.query)
+            return partial(stage.step, jog(asked.get("axis", [""])[0], int(asked.get("sign", ["0"])[0])))
 
         def log_message(self, format: str, *args: Any) -> None:
             """Quiet: the terminal belongs to the program."""

@@ -71,6 +71,15 @@ def test_the_buttons_move_the_arm_and_reset_it(address: str) -> None:
     assert (again["seed"], again["step"]) == (before["seed"] + 1, 0) and again["state"] != before["state"]
 
 
+def test_the_experts_button_solves_the_episode(address: str) -> None:
+    fetch(address + "reset", "POST")
+    fetch(address + "jog?axis=z&sign=1", "POST")  # it goes on from wherever the arm is
+    for _ in range(9):
+        fetch(address + "expert", "POST")
+    told = json.loads(fetch(address + "status"))
+    assert told["success"] and told["distance_m"] < 0.01 and told["step"] == 10
+
+
 def test_the_page_refuses_strangers_and_nonsense(address: str) -> None:
     before = fetch(address + "status")
     for path, method, headers, code in (
@@ -100,7 +109,7 @@ def test_a_browser_drives_the_arm(address: str, tmp_path, monkeypatch) -> None:
     told = re.search(r"<title>moved (\S+) step (\d+) images (\d+) buttons (\d+)</title>", done.stdout)
     assert told, re.findall(r"<title>.*?</title>", done.stdout)
     assert float(told[1]) == pytest.approx(0.0375, abs=3e-3)
-    assert [int(n) for n in told.groups()[1:]] == [2, 6, 1 + 2 * len(AXES)]
+    assert [int(n) for n in told.groups()[1:]] == [2, 6, 2 + 2 * len(AXES)]
 
 
 def test_jog_moves_one_axis_by_half_of_the_bound() -> None:
