@@ -72,13 +72,13 @@ class Mix:
         return str(rng.choice(names, p=np.asarray(weights) / sum(weights)))
 
 
-# With these, at least half of the frames of the tasks with an object show a finger on it, or it moving. Reach is about
-# the arm alone.
+# With these, at least half of the frames of the tasks with an object show a finger on it, or it moving, and every kind
+# of behaviour occurs: expert, with noise, pushed off course, play with objects, random. Reach is about the arm alone.
 DEFAULTS = {
     "reach": Mix(reach=0.5, play=0.5),
-    "grasp": Mix(objects=0.1, expert=0.15, noisy_expert=0.3, recover=0.2, handle=0.25),
-    "reach_with_object": Mix(objects=0.1, expert=0.2, noisy_expert=0.4, recover=0.3),
-    "pick_place": Mix(expert=0.1, noisy_expert=0.15, recover=0.2, handle=0.55),
+    "grasp": Mix(play=0.05, objects=0.1, expert=0.15, noisy_expert=0.25, recover=0.2, handle=0.25),
+    "reach_with_object": Mix(play=0.05, objects=0.1, expert=0.2, noisy_expert=0.35, recover=0.3),
+    "pick_place": Mix(play=0.03, objects=0.02, expert=0.1, noisy_expert=0.15, recover=0.15, handle=0.55),
 }
 
 

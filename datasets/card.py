@@ -13,15 +13,21 @@ from armworld.datasets.trajectory import read_metadata
 from armworld.evaluation.files import commit, plain, read_json
 
 LICENCE = "Apache-2.0"
+EXTRAS = {
+    "collected": "`simulation/` in each `trajectory.h5` restores the simulator, so images can be rendered again.",
+    "imported": "`original/` in each `trajectory.h5` holds what the source recorded besides, where there was more.",
+}
 CARD_VERSION = 1
+CARD_KEYS = ("config", "commit", "licence", "seeds", "rates", "counts")
 
 
-def start_card(root: Path, config: Mapping[str, Any]) -> None:
+def start_card(root: Path, config: Mapping[str, Any], licence: str = LICENCE) -> None:
     """Write a card without counts, or check that the one there belongs to the same configuration.
 
     Args:
         root: The dataset folder.
         config: What determines an episode's content beside its seed, JSON-able.
+        licence: Of the data: our own, or that of what is imported.
 
     Raises:
         ValueError: The folder holds a collection made with another configuration.
@@ -35,7 +41,7 @@ def start_card(root: Path, config: Mapping[str, Any]) -> None:
             changes = "; ".join(f"{key}: {before.get(key)!r} there, {config.get(key)!r} asked for" for key in different)
             raise ValueError(f"{root} holds a collection with another configuration ({changes}); choose another folder")
         return
-    write_json(path, {"version": CARD_VERSION, "licence": LICENCE, "commit": commit(), "config": config})
+    write_json(path, {"version": CARD_VERSION, "licence": licence, "commit": commit(), "config": config})
 
 
 def _stated(value: Any) -> Any:
@@ -50,6 +56,7 @@ def finish_card(root: Path) -> dict[str, Any]:
     metadata = [read_metadata(folder) for folder in folders]
     rows = sum(item["trajectory_length"] for item in metadata)
     extras = [item.get("simulation", {}) for item in metadata]
+    known, busy = any("contact_rows" in extra for extra in extras), sum(e.get("contact_rows", 0) for e in extras)
     card |= {
         "seeds": [min(item["seed"] for item in metadata), max(item["seed"] for item in metadata)],
         "rates": {key: metadata[0][key] for key in ("control_hz", "frame_hz", "video_header_fps", "step_seconds")},
@@ -61,8 +68,8 @@ def finish_card(root: Path) -> dict[str, Any]:
             "behaviours": Counter(extra.get("behaviour", "unknown") for extra in extras),
             "cameras": Counter(name for item in metadata for name in item["cameras"]),
         },
-        "contact_share": round(sum(extra.get("contact_rows", 0) for extra in extras) / rows, 4),
-        "contact_shares": _contact_by_behaviour(metadata),
+        "contact_share": round(busy / rows, 4) if known else None,
+        "contact_shares": _contact_by_behaviour(metadata) if known else {},
     }
     card = plain(card)
     write_json(root / "card.json", card)
@@ -99,7 +106,15 @@ def _readme(card: Mapping[str, Any]) -> str:
     counts, rates, config = card["counts"], card["rates"], card["config"]
     behaviours = ", ".join(f"{name} {count}" for name, count in sorted(counts["behaviours"].items()))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in sorted(card["contact_shares"].items()))
-    return f"""# Interaction data collected by armworld
+    imported = config.get("task") == "import"
+    contact = (
+        "Contact with objects was not recorded."
+        if card["contact_share"] is None
+        else f"A finger touches an object or an object moves in {100 * card['contact_share']:.1f} % of the frames "
+        f"({shares})."
+    )
+    numbers = f"{'Numbers' if imported else 'Seeds'} {card['seeds'][0]} to {card['seeds'][1]}"
+    return f"""# Interaction data {"imported" if imported else "collected"} by armworld
 
 {counts["episodes"]} episodes, {counts["frames"]} frames per camera ({", ".join(sorted(counts["cameras"]))}), in
 DROID's raw layout: `<lab>/success|failure/<date>/<time>/`. Row i of `trajectory.h5` belongs to frame i.
@@ -107,10 +122,10 @@ DROID's raw layout: `<lab>/success|failure/<date>/<time>/`. Row i of `trajectory
 - Rates: control {rates["control_hz"]:g} Hz, frames {rates["frame_hz"]:g} Hz, video header
   {rates["video_header_fps"]:g} fps; one step is {rates["step_seconds"]:g} s.
 - States: panda_link8, m and rad (extrinsic xyz), base frame; closedness 0 open to 1 closed.
-- Behaviours: {behaviours}. A finger touches an object or an object moves in {100 * card["contact_share"]:.1f} %
-  of the frames ({shares}). {counts["successes"]} episodes end solved.
-- Seeds {card["seeds"][0]} to {card["seeds"][1]}, commit {card["commit"]}, task {config.get("task")}.
-- `simulation/` in each `trajectory.h5` restores the simulator, so images can be rendered again.
+- Behaviours: {behaviours}. {contact}
+  {counts["successes"]} episodes end solved.
+- {numbers}, task {config.get("task")}, begun at commit {card["commit"]}.
+- {EXTRAS["imported" if imported else "collected"]}
 - `index.csv` is the public V-JEPA 2 loader's index; `card.json` says all of this to programs.
 
 Licence: {card["licence"]}.

@@ -12,7 +12,7 @@ import numpy as np
 
 from armworld.datasets.droid import METADATA_KEYS, ROLES, TRAJECTORY_SHAPES
 from armworld.datasets.episode import EpisodeError
-from armworld.datasets.trajectory import read_array, read_metadata
+from armworld.datasets.trajectory import arrays_below, read_array, read_metadata
 from armworld.datasets.video import VideoError, count_frames, read_video, video_header
 from armworld.pose import euler_to_matrix
 
@@ -82,7 +82,7 @@ def check_episode(folder: Path, strict: bool = True, decode: bool = True) -> Fin
             with h5py.File(path, "r") as file:
                 rows = _check_trajectory(found, file, path, metadata, strict)
         except OSError as error:
-            found.add(path, "trajectory", f"cannot be opened as HDF5 ({error})")
+            found.add(path, "trajectory", f"cannot be read as HDF5 ({error})")
     _check_videos(found, metadata, rows, strict, decode)
     return found
 
@@ -147,6 +147,13 @@ def _check_trajectory(
     stated = metadata.get("trajectory_length", rows)
     if stated != rows:
         found.add(path, "trajectory", f"trajectory_length is {stated} in the metadata, the file has {rows} rows")
+    for name in ("simulation", "original"):
+        for key, array in arrays_below(file, name):
+            if array.shape[:1] != (rows,):
+                shape = list(array.shape)
+                found.add(path, "trajectory", f"{name}/{key} has shape {shape}, cartesian_position has {rows} rows")
+            elif name == "simulation" and array.dtype.kind == "f" and not np.isfinite(array).all():
+                found.add(path, "trajectory", f"{name}/{key} holds NaN or infinity")
     _check_units(found, path, arrays)
     _check_cameras(found, path, file, arrays, metadata, serials, strict)
     _check_times(found, path, file, metadata, rows, strict)

@@ -70,6 +70,8 @@ class ClipDataset:
         step_seconds: Time per step; None takes every row.
         camera: Whose frames.
         image_size: Side to which frames are squashed; None leaves them.
+        packed: Read from frames that are packed once beside the data (`load_frames`), as training does, instead of
+            from the videos: over a hundred times faster, on some thirty times the disk space.
 
     Raises:
         EpisodeError: A damaged episode, by its path, at once or when its frames are read.
@@ -83,6 +85,7 @@ class ClipDataset:
         step_seconds: float | None = None,
         camera: str = "left",
         image_size: int | None = None,
+        packed: bool = False,
     ) -> None:
         self.frames, self.camera, self.image_size = frames, camera, image_size
         self.trajectories = read_trajectories(episode_folders(source))
@@ -93,6 +96,7 @@ class ClipDataset:
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         if not len(self):
             raise ValueError(f"no episode holds {frames} frames at {step_seconds} s per step")
+        self.store = load_frames(source, camera, image_size) if packed else None
 
     def __len__(self) -> int:
         return int(self._offsets[-1])
@@ -104,10 +108,14 @@ class ClipDataset:
         trajectory = self.trajectories[episode]
         first = int(index - self._offsets[episode])
         rows = first + self.strides[episode] * np.arange(self.frames)
-        images = read_frames(trajectory, self.camera, rows)
+        if self.store is not None:
+            images = self.store.gather(int(self.store.offsets[episode]) + rows)
+        else:
+            images = read_frames(trajectory, self.camera, rows)
+            images = images if self.image_size is None else resize_frames(images, self.image_size)
         states = trajectory.states[rows]
         return Clip(
-            frames=images if self.image_size is None else resize_frames(images, self.image_size),
+            frames=images,
             states=states.astype(np.float32),
             actions=action_between(states[:-1], states[1:]).astype(np.float32),
             extrinsics=trajectory.extrinsics[self.camera][rows].astype(np.float32),

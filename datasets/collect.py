@@ -35,7 +35,7 @@ class CollectConfig:
         seed: First seed; training data stay below 1,000,000.
         workers: Processes.
         steps: Actions per episode; it has one frame more.
-        task: Environment: `reach`, `grasp` ..., or a full Gymnasium id.
+        task: Environment: `grasp`, `reach` ..., or a full Gymnasium id.
         objects, labs: Each episode draws one of these.
         level: Variation level of the environment.
         robot: Gripper variant.
@@ -52,7 +52,7 @@ class CollectConfig:
     seed: int = 0
     workers: int = 2
     steps: int = 25
-    task: str = "reach"
+    task: str = "grasp"
     objects: tuple[str, ...] = ("cup",)
     labs: tuple[str, ...] = ("lab1",)
     level: str = "none"

@@ -12,8 +12,9 @@ import tyro
 from armworld.datasets.inspect import inspect
 from armworld.datasets.lerobot import export_lerobot
 from armworld.datasets.lerobot_import import import_lerobot
-from armworld.datasets.real_droid import import_droid, summary
+from armworld.datasets.real_droid import SOURCE_LICENCE, import_droid, summary
 from armworld.datasets.validate import validate
+from armworld.evaluation.files import read_json
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class ImportConfig:
         format: droid (real DROID folders, raw) or lerobot (v3.0).
         step_seconds: Time per row of the result; by default the data's own. DROID only.
         image_size: Side of the frames; by default the data's own. DROID only.
+        camera: Keep this camera only: left, right or wrist. DROID only.
+        poses: JSON file, camera name -> x, y, z (m), roll, pitch, yaw (rad) in the base frame. LeRobot datasets that
+            are not ours only.
+        licence: Of the data, for the card; by default that of the source.
     """
 
     directory: tyro.conf.Positional[Path]
@@ -78,6 +83,15 @@ class ImportConfig:
     format: Literal["droid", "lerobot"] = "droid"
     step_seconds: float | None = None
     image_size: int | None = None
+    camera: str | None = None
+    poses: Path | None = None
+    licence: str | None = None
+
+    def __post_init__(self) -> None:
+        droid = {name: getattr(self, name) for name in ("step_seconds", "image_size", "camera")}
+        stray = [name for name, value in droid.items() if value is not None] if self.format == "lerobot" else []
+        if stray or (self.format == "droid" and self.poses):
+            raise ValueError(f"{', '.join(stray) or 'poses'} cannot be set for the format {self.format}")
 
 
 def run_validate(config: ValidateConfig) -> int:
@@ -104,8 +118,16 @@ def run_export(config: ExportConfig) -> int:
 def run_import(config: ImportConfig) -> int:
     """Import and print what was taken and what was refused."""
     if config.format == "lerobot":
-        print(import_lerobot(config.directory, config.out))
+        poses = read_json(config.poses) if config.poses else None
+        print(import_lerobot(config.directory, config.out, poses, config.licence))
         return 0
-    refused = import_droid(config.directory, config.out, config.step_seconds, config.image_size)
+    refused = import_droid(
+        config.directory,
+        config.out,
+        config.step_seconds,
+        config.image_size,
+        config.camera,
+        config.licence or SOURCE_LICENCE,
+    )
     print(summary(refused, config.out))
     return int(bool(refused))

@@ -160,8 +160,9 @@ def _write_trajectory(file: h5py.File, episode: Episode, roles: Mapping[str, str
         for moment in ("read_start", "read_end"):
             file.create_dataset(f"observation/timestamp/cameras/{serial}_{moment}", data=clock)
     file.create_dataset("simulation/action", data=np.asarray(episode.actions, np.float64))
-    for key, array in episode.simulation.items():
-        file.create_dataset(f"simulation/{key}", data=array, compression="gzip")
+    for name, extra in (("simulation", episode.simulation), ("original", episode.original)):
+        for key, array in extra.items():
+            file.create_dataset(f"{name}/{key}", data=array, compression="gzip")
 
 
 def _metadata(episode: Episode, roles: Mapping[str, str], relative: Path) -> dict[str, Any]:

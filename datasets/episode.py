@@ -30,6 +30,7 @@ class Episode:
         task: The task in words.
         details: JSON-able extras: randomisation draws, behaviour, level, goal.
         simulation: Name -> array [T, ...]: simulator states, contact flags; empty for real data.
+        original: Key in the file that an import read -> array [T, ...]: what this layout has no place for.
     """
 
     states: np.ndarray
@@ -45,6 +46,7 @@ class Episode:
     task: str
     details: dict[str, Any] = field(default_factory=dict)
     simulation: dict[str, np.ndarray] = field(default_factory=dict)
+    original: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = len(self.states)
@@ -60,7 +62,7 @@ class Episode:
                 raise EpisodeError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
             if not np.isfinite(array).all():
                 raise EpisodeError(f"{name} holds NaN or infinity in row {np.argwhere(~np.isfinite(array))[0][0]}")
-        for name, array in (self.frames | self.simulation).items():
+        for name, array in (self.frames | self.simulation | self.original).items():
             if len(array) != rows:
                 raise EpisodeError(f"{name} has {len(array)} rows, the states have {rows}")
         if set(self.frames) != set(self.extrinsics):

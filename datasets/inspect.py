@@ -67,6 +67,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _summary(trajectories: Sequence[Trajectory], states: np.ndarray) -> str:
     extras = [t.metadata.get("simulation", {}) for t in trajectories]
     busy = sum(extra.get("contact_rows", 0) for extra in extras)
+    known = any("contact_rows" in extra for extra in extras)
     rows = [
         ("episodes", len(trajectories)),
         ("frames per camera", len(states)),
@@ -74,7 +75,7 @@ def _summary(trajectories: Sequence[Trajectory], states: np.ndarray) -> str:
         ("labs", ", ".join(sorted({str(t.metadata.get("lab")) for t in trajectories}))),
         ("cameras", ", ".join(sorted({name for t in trajectories for name in t.videos}))),
         ("seconds per row", ", ".join(f"{s:.4g}" for s in sorted({t.step_seconds for t in trajectories}))),
-        ("frames with contact or a moving object", f"{100 * busy / len(states):.1f} %"),
+        ("frames with contact or a moving object", f"{100 * busy / len(states):.1f} %" if known else "not recorded"),
     ]
     return _table(("", "value"), rows)
 

@@ -31,7 +31,10 @@ VERSION = "v3.0"
 FOLDER = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 STATE_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "closedness"]
 ACTION_NAMES = ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "dclosedness"]
-CHUNK = 1000
+CHUNK = 1000  # files per folder
+VIDEO_MB = 500  # per file, about; as LeRobot's own writer does
+DATA_MB = 100
+ROW_BYTES = 100  # of the data tables, about
 SIDECAR = "armworld"  # what LeRobot has no place for
 
 
@@ -44,13 +47,29 @@ class _Exported:
     start: int
 
 
-def export_lerobot(root: Path, out: Path, cameras: Sequence[str] | None = None) -> Path:
+@dataclass(frozen=True)
+class _Place:
+    """Where an episode lies: chunk, file, and the rows of that file before it."""
+
+    chunk: int
+    file: int
+    first: int
+
+    @property
+    def path(self) -> str:
+        return FOLDER.format(chunk_index=self.chunk, file_index=self.file)
+
+
+def export_lerobot(
+    root: Path, out: Path, cameras: Sequence[str] | None = None, video_mb: float = VIDEO_MB, data_mb: float = DATA_MB
+) -> Path:
     """Write a LeRobot v3.0 dataset of all episodes; the folder appears whole or not at all.
 
     Args:
         root: Dataset folder in DROID raw.
         out: New folder; it must not exist.
         cameras: Cameras to export; by default those of the first episode.
+        video_mb, data_mb: Size of a file at which the next one is begun.
 
     Raises:
         ImportError: pyarrow is missing.
@@ -72,11 +91,15 @@ def export_lerobot(root: Path, out: Path, cameras: Sequence[str] | None = None) 
     names = tuple(cameras or exported[0].episode.extrinsics)
     fps = _common_rate(exported)
     with new_folder(out) as partial:
-        headers = {name: _join_videos(partial, name, exported) for name in names}
+        videos = {
+            name: _places([_video(i, name).stat().st_size for i in exported], exported, video_mb) for name in names
+        }
+        headers = {name: _join_videos(partial, name, exported, videos[name]) for name in names}
         tasks = sorted({item.episode.task for item in exported})
-        _write_data(partial, exported, tasks)
+        data = _places([ROW_BYTES * len(item.episode) for item in exported], exported, data_mb)
+        _write_data(partial, exported, data, tasks)
         statistics = [_statistics(item, names) for item in exported]
-        _write_episodes(partial, exported, names, fps, statistics)
+        _write_episodes(partial, exported, data, videos, fps, statistics)
         _write_tasks(partial, tasks)
         write_json(partial / "meta" / "stats.json", _merge(statistics))
         write_json(partial / "meta" / "info.json", _info(exported, names, fps, headers, len(tasks)))
@@ -90,7 +113,19 @@ def _without_frames(episode: Episode) -> Episode:
         name: frames[:, :: max(1, frames.shape[1] // 16), :: max(1, frames.shape[2] // 16)]
         for name, frames in episode.frames.items()
     }
-    return Episode(**{**vars(episode), "frames": {name: frames.copy() for name, frames in small.items()}})
+    frames = {name: images.copy() for name, images in small.items()}
+    return Episode(**{**vars(episode), "frames": frames, "simulation": {}, "original": {}})
+
+
+def _places(sizes: Sequence[int], exported: Sequence[_Exported], limit_mb: float) -> list[_Place]:
+    """Each episode's place in consecutive files of at most so many megabytes, one episode at least."""
+    places, file, used, first = [], 0, 0, 0
+    for size, item in zip(sizes, exported, strict=True):
+        if used and used + size > 1e6 * limit_mb:
+            file, used, first = file + 1, 0, 0
+        places.append(_Place(file // CHUNK, file % CHUNK, first))
+        used, first = used + size, first + len(item.episode)
+    return places
 
 
 def _common_rate(exported: Sequence[_Exported]) -> int:
@@ -103,34 +138,38 @@ def _common_rate(exported: Sequence[_Exported]) -> int:
     return round(rate)
 
 
-def _join_videos(partial: Path, name: str, exported: Sequence[_Exported]) -> dict[str, Any]:
+def _join_videos(partial: Path, name: str, exported: Sequence[_Exported], places: Sequence[_Place]) -> dict[str, Any]:
     """Concatenate one camera's videos without encoding them again; answers the header."""
-    path = partial / "videos" / f"observation.images.{name}" / f"{FOLDER.format(chunk_index=0, file_index=0)}.mp4"
-    path.parent.mkdir(parents=True)
-    target: VideoStream | None = None
-    first: tuple[Any, ...] = ()
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        for item in exported:
-            source = item.folder / "recordings" / "MP4" / f"{_serial(item, name)}.mp4"
-            with av.open(str(source)) as reader:
-                stream = reader.streams.video[0]
-                if target is None:
-                    target = container.add_stream_from_template(stream)
-                    first = stream.codec_context.extradata, stream.width, stream.height
-                    target.time_base = stream.time_base
-                if (stream.codec_context.extradata, stream.width, stream.height) != first:
-                    message = "size or encoder settings differ from the first episode's; rerender the dataset"
-                    raise ValueError(f"{source}: {message}")
-                _copy_packets(container, reader, stream, target, item.start, item.episode.step_seconds)
-    return video_header(path)
+    folder = partial / "videos" / f"observation.images.{name}"
+    like: tuple[Any, ...] | None = None
+    for file in dict.fromkeys(place.path for place in places):
+        path = folder / f"{file}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        group = [(i, p) for i, p in zip(exported, places, strict=True) if p.path == file]
+        target: VideoStream | None = None
+        with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+            for item, place in group:
+                source = _video(item, name)
+                with av.open(str(source)) as reader:
+                    stream = reader.streams.video[0]
+                    this = stream.codec_context.extradata, stream.width, stream.height
+                    like = like or this
+                    if this != like:
+                        message = "size or encoder settings differ from the first episode's; rerender the dataset"
+                        raise ValueError(f"{source}: {message}")
+                    if target is None:
+                        target = container.add_stream_from_template(stream)
+                        target.time_base = stream.time_base
+                    _copy_packets(container, reader, stream, target, place.first, item.episode.step_seconds)
+    return video_header(folder / f"{places[0].path}.mp4")
 
 
-def _serial(item: _Exported, name: str) -> str:
+def _video(item: _Exported, name: str) -> Path:
     metadata = json.loads(next(item.folder.glob("*.json")).read_text())
     serials = metadata.get("cameras", {})
     if name not in serials:
         raise EpisodeError(f"{item.folder}: no camera {name!r}; it has {', '.join(serials)}")
-    return serials[name]
+    return item.folder / "recordings" / "MP4" / f"{serials[name]}.mp4"
 
 
 def _copy_packets(
@@ -149,25 +188,28 @@ def _copy_packets(
         container.mux(packet)
 
 
-def _write_data(partial: Path, exported: Sequence[_Exported], tasks: Sequence[str]) -> None:
+def _write_data(partial: Path, exported: Sequence[_Exported], places: Sequence[_Place], tasks: Sequence[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [len(item.episode) for item in exported]
-    frame_index = np.concatenate([np.arange(count) for count in rows])
-    steps = np.repeat([item.episode.step_seconds for item in exported], rows)
-    columns = {
-        "observation.state": _vectors(np.concatenate([item.episode.states for item in exported])),
-        "action": _vectors(np.concatenate([item.episode.actions for item in exported])),
-        "timestamp": pa.array((frame_index * steps).astype(np.float32)),
-        "frame_index": pa.array(frame_index, pa.int64()),
-        "episode_index": pa.array(np.repeat(np.arange(len(rows)), rows), pa.int64()),
-        "index": pa.array(np.arange(sum(rows)), pa.int64()),
-        "task_index": pa.array(np.repeat([tasks.index(item.episode.task) for item in exported], rows), pa.int64()),
-    }
-    path = partial / "data" / f"{FOLDER.format(chunk_index=0, file_index=0)}.parquet"
-    path.parent.mkdir(parents=True)
-    pq.write_table(pa.table(columns), path)
+    for file in dict.fromkeys(place.path for place in places):
+        numbers = [number for number, place in enumerate(places) if place.path == file]
+        group = [exported[number] for number in numbers]
+        rows = [len(item.episode) for item in group]
+        frame_index = np.concatenate([np.arange(count) for count in rows])
+        steps = np.repeat([item.episode.step_seconds for item in group], rows)
+        columns = {
+            "observation.state": _vectors(np.concatenate([item.episode.states for item in group])),
+            "action": _vectors(np.concatenate([item.episode.actions for item in group])),
+            "timestamp": pa.array((frame_index * steps).astype(np.float32)),
+            "frame_index": pa.array(frame_index, pa.int64()),
+            "episode_index": pa.array(np.repeat(numbers, rows), pa.int64()),
+            "index": pa.array(group[0].start + np.arange(sum(rows)), pa.int64()),
+            "task_index": pa.array(np.repeat([tasks.index(item.episode.task) for item in group], rows), pa.int64()),
+        }
+        path = partial / "data" / f"{file}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
 
 
 def _vectors(array: np.ndarray) -> Any:
@@ -179,7 +221,12 @@ def _vectors(array: np.ndarray) -> Any:
 
 
 def _write_episodes(
-    partial: Path, exported: Sequence[_Exported], names: Sequence[str], fps: int, statistics: Sequence[dict[str, Any]]
+    partial: Path,
+    exported: Sequence[_Exported],
+    data: Sequence[_Place],
+    videos: dict[str, list[_Place]],
+    fps: int,
+    statistics: Sequence[dict[str, Any]],
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -191,17 +238,17 @@ def _write_episodes(
             "episode_index": number,
             "tasks": [item.episode.task],
             "length": count,
-            "data/chunk_index": 0,
-            "data/file_index": 0,
+            "data/chunk_index": data[number].chunk,
+            "data/file_index": data[number].file,
             "dataset_from_index": item.start,
             "dataset_to_index": item.start + count,
             "meta/episodes/chunk_index": 0,
             "meta/episodes/file_index": 0,
         }
-        for name in names:
-            key = f"videos/observation.images.{name}"
-            row |= {f"{key}/chunk_index": 0, f"{key}/file_index": 0}
-            row |= {f"{key}/from_timestamp": item.start / fps, f"{key}/to_timestamp": (item.start + count) / fps}
+        for name, places in videos.items():
+            key, place = f"videos/observation.images.{name}", places[number]
+            row |= {f"{key}/chunk_index": place.chunk, f"{key}/file_index": place.file}
+            row |= {f"{key}/from_timestamp": place.first / fps, f"{key}/to_timestamp": (place.first + count) / fps}
         for feature, values in stats.items():
             row |= {f"stats/{feature}/{kind}": value.tolist() for kind, value in values.items()}
         rows.append(row)
@@ -302,8 +349,8 @@ def _info(
         "total_frames": sum(len(item.episode) for item in exported),
         "total_tasks": tasks,
         "chunks_size": CHUNK,
-        "data_files_size_in_mb": 100,
-        "video_files_size_in_mb": 500,
+        "data_files_size_in_mb": DATA_MB,
+        "video_files_size_in_mb": VIDEO_MB,
         "fps": fps,
         "splits": {"train": f"0:{len(exported)}"},
         "data_path": f"data/{FOLDER}.parquet",

@@ -2,56 +2,80 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from armworld.datasets.card import finish_card, start_card
-from armworld.datasets.droid import write_episode
-from armworld.datasets.episode import Episode
+from armworld.datasets.card import LICENCE, finish_card, start_card
+from armworld.datasets.droid import find_episode, write_episode
+from armworld.datasets.episode import Episode, EpisodeError
 from armworld.datasets.files import clear_partial, exclusive
-from armworld.datasets.lerobot import SIDECAR, STATE_NAMES, VERSION
-from armworld.datasets.trajectory import read_episode
-from armworld.datasets.video import read_video
+from armworld.datasets.lerobot import ACTION_NAMES, SIDECAR, STATE_NAMES, VERSION
+from armworld.datasets.real_droid import SOURCE_LICENCE
+from armworld.datasets.trajectory import actions_of, read_episode, read_metadata
+from armworld.datasets.video import VideoError, read_video
 from armworld.evaluation.files import read_json
 from armworld.types import require
 
 
-def import_lerobot(source: Path, out: Path, extrinsics: Mapping[str, Sequence[float]] | None = None) -> Path:
-    """Write the episodes of a LeRobot v3.0 dataset to `out` in DROID raw.
+def import_lerobot(
+    source: Path, out: Path, extrinsics: Mapping[str, Sequence[float]] | None = None, licence: str | None = None
+) -> Path:
+    """Write the episodes of a LeRobot v3.0 dataset to `out` in DROID raw; a rerun adds what is missing.
 
     Exports of ours come back with everything; others need a 7-D `observation.state` in our convention (flange pose
-    and closedness) and, since LeRobot has no place for them, camera poses.
+    and closedness) and, since LeRobot has no place for them, camera poses. Their actions are taken where they are
+    named as ours are, and recovered from the states otherwise.
 
     Args:
         source: LeRobot dataset folder.
         out: New dataset folder.
         extrinsics: Camera name -> pose [6] in the base frame, for datasets that are not ours.
+        licence: Of the data, for the card; by default that of our export, or the source's, whatever it is.
 
     Raises:
         ImportError: pyarrow is missing.
         ValueError: Another version, a state that is not ours, missing camera poses, or another writer in `out`.
+        EpisodeError: A damaged episode.
+        DiskFull: No space left; finished episodes are kept.
     """
     require("pyarrow", "export")
     source, out = Path(source), Path(out)
     info = read_json(source / "meta" / "info.json")
     if info.get("codebase_version") != VERSION:
         raise ValueError(f"{source}: LeRobot {info.get('codebase_version')}, this reads {VERSION}")
-    card = source / SIDECAR / "card.json"
+    own = (source / SIDECAR).is_dir()
+    card = read_json(source / SIDECAR / "card.json") if (source / SIDECAR / "card.json").exists() else {}
+    config = card.get("config", {"task": "import", "source": source.name})
+    licence = licence or card.get("licence", LICENCE if own else SOURCE_LICENCE)
     with exclusive(out):
         clear_partial(out)
-        start_card(out, read_json(card)["config"] if card.exists() else {"task": "import", "source": source.name})
+        start_card(out, config, licence)
         for row in _table_rows(source, "meta/episodes"):
-            if (source / SIDECAR).is_dir():
-                _import_own(source, out, info, row)
-            else:
-                write_episode(out, _import_foreign(source, info, row, extrinsics or {}))
+            lab, seed = _identity(source, info, row)
+            if find_episode(out, lab, seed) is None:
+                read = _own(source, info, row) if own else _foreign(source, info, row, extrinsics or {})
+                write_episode(out, read)
         finish_card(out)
     return out
+
+
+def _identity(source: Path, info: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, int]:
+    """Lab and seed that name an episode in our layout."""
+    if (source / SIDECAR).is_dir():
+        metadata = read_metadata(_sidecar(source, row))
+        if metadata.get("seed") is None:
+            raise EpisodeError(f"{_sidecar(source, row)}: the metadata state no seed, by which the episode is named")
+        return str(metadata["lab"]), int(metadata["seed"])
+    lab = str(info.get("robot_type") or "lerobot")
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in lab), int(row["episode_index"])
+
+
+def _sidecar(source: Path, row: Mapping[str, Any]) -> Path:
+    return source / SIDECAR / f"episode-{row['episode_index']:06d}"
 
 
 def _table_rows(source: Path, below: str) -> list[dict[str, Any]]:
@@ -63,31 +87,40 @@ def _table_rows(source: Path, below: str) -> list[dict[str, Any]]:
     return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 
-def _video_frames(source: Path, info: dict[str, Any], row: dict[str, Any], key: str) -> np.ndarray:
+def _video_frames(source: Path, info: Mapping[str, Any], row: Mapping[str, Any], key: str) -> np.ndarray:
     place = {part: row[f"videos/{key}/{part}"] for part in ("chunk_index", "file_index")}
     path = source / info["video_path"].format(video_key=key, **place)
     start = round(row[f"videos/{key}/from_timestamp"] * info["fps"])
-    return read_video(path, np.arange(start, start + row["length"]))
+    try:
+        return read_video(path, np.arange(start, start + row["length"]))
+    except VideoError as error:
+        raise EpisodeError(f"episode {row['episode_index']}: {error}") from error
 
 
-def _cameras(info: dict[str, Any]) -> dict[str, str]:
+def _cameras(info: Mapping[str, Any]) -> dict[str, str]:
     """Camera name -> feature key."""
     keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
     return {key.removeprefix("observation.images."): key for key in keys}
 
 
-def _import_own(source: Path, out: Path, info: dict[str, Any], row: dict[str, Any]) -> None:
-    """Put an episode of our own export together again: its HDF5 and metadata, its frames from the video."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "episode"
-        shutil.copytree(source / SIDECAR / f"episode-{row['episode_index']:06d}", folder)
-        (folder / "recordings" / "MP4").mkdir(parents=True)
-        frames = {name: _video_frames(source, info, row, key) for name, key in _cameras(info).items()}
-        write_episode(out, read_episode(folder, frames))
+def _own(source: Path, info: Mapping[str, Any], row: Mapping[str, Any]) -> Episode:
+    """An episode of our own export: its HDF5 and metadata beside it, its frames from the video."""
+    frames = {name: _video_frames(source, info, row, key) for name, key in _cameras(info).items()}
+    return read_episode(_sidecar(source, row), frames)
 
 
-def _import_foreign(
-    source: Path, info: dict[str, Any], row: dict[str, Any], extrinsics: Mapping[str, Sequence[float]]
+@functools.lru_cache(maxsize=1)
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    """What an episode needs of a data file, all its rows; consecutive episodes share the file."""
+    import pyarrow.parquet as pq
+
+    names = ["episode_index", "frame_index", "observation.state", "action"]
+    table = pq.read_table(path, columns=names)
+    return {name: np.array(table[name].to_pylist()) for name in names}
+
+
+def _foreign(
+    source: Path, info: Mapping[str, Any], row: Mapping[str, Any], extrinsics: Mapping[str, Sequence[float]]
 ) -> Episode:
     feature = info["features"].get("observation.state", {})
     if feature.get("shape") != [7]:
@@ -96,26 +129,32 @@ def _import_foreign(
             f"{', '.join(STATE_NAMES)} of panda_link8 in the base frame"
         )
     cameras = _cameras(info)
-    absent = [name for name in cameras if name not in extrinsics]
+    absent = [name for name in cameras if len(extrinsics.get(name, ())) != 6]
     if absent:
         raise ValueError(
-            f"{source}: camera poses are needed for {', '.join(absent)}: pass extrinsics[name] = 6 numbers"
+            f"{source}: camera poses are needed for {', '.join(absent)}: 6 numbers each, x, y, z (m) and "
+            "extrinsic-xyz Euler angles (rad) in the base frame (--poses FILE)"
         )
-    table = [r for r in _table_rows(source, "data") if r["episode_index"] == row["episode_index"]]
-    table.sort(key=lambda r: r["frame_index"])
-    states = np.array([r["observation.state"] for r in table], np.float64)
+    place = {part: row[f"data/{part}"] for part in ("chunk_index", "file_index")}
+    columns = _columns(source / info["data_path"].format(**place))
+    mine = np.flatnonzero(columns["episode_index"] == row["episode_index"])
+    mine = mine[np.argsort(columns["frame_index"][mine])]
+    states, actions = columns["observation.state"][mine].astype(float), columns["action"][mine]
+    ours = info["features"]["action"].get("names") == ACTION_NAMES
     unknown = np.zeros((len(states), 7))
+    lab, seed = _identity(source, info, row)
     return Episode(
         states=states,
-        actions=np.array([r["action"] for r in table], np.float64),
+        actions=actions.astype(float) if ours else actions_of(states),
         frames={name: _video_frames(source, info, row, key) for name, key in cameras.items()},
         extrinsics={name: np.tile(np.asarray(extrinsics[name], float), (len(states), 1)) for name in cameras},
         joint_positions=unknown,
         joint_velocities=unknown,
         step_seconds=1 / info["fps"],
-        lab=str(info.get("robot_type") or "lerobot"),
-        seed=int(row["episode_index"]),
+        lab=lab,
+        seed=seed,
         success=False,
         task=str(row["tasks"][0]),
         details={"behaviour": "import", "unknown": ["joint_positions", "joint_velocities", "success"]},
+        original={} if ours else {"action": actions},
     )

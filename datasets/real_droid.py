@@ -1,7 +1,8 @@
 """Import real DROID-raw folders: their quirks are resolved here, once, and what is wrong is reported by path.
 
 Known quirks: no timestamps files; one video frame fewer than rows; headers that say 60 fps over frames taken at
-15 Hz; cameras whose video is absent.
+15 Hz; cameras whose video is absent. What our layout has no place for (commanded actions, clocks, torques, ...) is kept
+under `original/` in `trajectory.h5`, the metadata under `simulation.original`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from armworld.datasets.card import finish_card, start_card
@@ -18,14 +20,29 @@ from armworld.datasets.droid import find_episode, find_episodes, write_episode
 from armworld.datasets.episode import Episode, EpisodeError
 from armworld.datasets.features import stride_for
 from armworld.datasets.files import clear_partial, exclusive
-from armworld.datasets.trajectory import Trajectory, actions_of, read_joints, read_trajectory
+from armworld.datasets.trajectory import (
+    Trajectory,
+    actions_of,
+    arrays_below,
+    open_h5,
+    read_joints,
+    read_metadata,
+    read_trajectory,
+)
 from armworld.datasets.video import VideoError, read_video
 
 MISSING_FRAMES = 1  # rows may outnumber frames by this
+SOURCE_LICENCE = "that of the source"
+TAKEN = tuple(f"observation/robot_state/{key}" for key in ("cartesian_position", "joint_positions", "joint_velocities"))
 
 
 def import_droid(
-    source: Path, out: Path, step_seconds: float | None = None, image_size: int | None = None, camera: str | None = None
+    source: Path,
+    out: Path,
+    step_seconds: float | None = None,
+    image_size: int | None = None,
+    camera: str | None = None,
+    licence: str = SOURCE_LICENCE,
 ) -> list[str]:
     """Write every readable episode below `source` to `out` in our layout; answers what was left out and why.
 
@@ -35,15 +52,20 @@ def import_droid(
         step_seconds: Time between the rows that are kept; None keeps all (15 Hz).
         image_size: Side to which frames are squashed; None keeps them (cut to even sizes).
         camera: Keep this camera only: `left`, `right` or `wrist`.
+        licence: Of the data, for the card.
+
+    Raises:
+        ValueError: `out` holds other settings, or episodes of a source that has changed since.
+        DiskFull: No space left; finished episodes are kept.
     """
     refused = []
     with exclusive(Path(out)):
         clear_partial(Path(out))
         settings = {"task": "import", "step_seconds": step_seconds, "image_size": image_size, "camera": camera}
-        start_card(Path(out), settings)
+        start_card(Path(out), settings, licence)
         for number, folder in enumerate(find_episodes(Path(source))):
             try:
-                if find_episode(Path(out), folder.parts[-4], number) is None:
+                if not _is_done(Path(out), folder, number):
                     write_episode(Path(out), _read(folder, number, step_seconds, image_size, camera))
             except EpisodeError as error:
                 refused.append(str(error))
@@ -51,11 +73,25 @@ def import_droid(
     return refused
 
 
+def _is_done(out: Path, folder: Path, number: int) -> bool:
+    there = find_episode(out, folder.parts[-4], number)
+    if there is None:
+        return False
+    before, now = (read_metadata(f) for f in (there, folder))
+    if before["simulation"]["original"].get("uuid") != now.get("uuid"):
+        raise ValueError(
+            f"{there} was made from another episode than {folder}, now number {number} of the source: that has changed "
+            "since; import it to a new folder"
+        )
+    return True
+
+
 def _read(folder: Path, number: int, step_seconds: float | None, image_size: int | None, camera: str | None) -> Episode:
     trajectory = read_trajectory(folder)
-    videos = {name: path for name, path in trajectory.videos.items() if camera in (None, name)}
+    recorded = {name: path for name, path in trajectory.videos.items() if path.is_file()}
+    videos = {name: path for name, path in recorded.items() if camera in (None, name)}
     if not videos:
-        raise EpisodeError(f"{folder}: no camera {camera!r}; it has {', '.join(trajectory.videos)}")
+        raise EpisodeError(f"{folder}: no video of {camera or 'any camera'}; there is {', '.join(recorded) or 'none'}")
     frames = {name: _frames(path, trajectory) for name, path in videos.items()}
     rows = min(len(trajectory), *(len(images) for images in frames.values()))
     seconds = step_seconds or trajectory.step_seconds
@@ -75,8 +111,24 @@ def _read(folder: Path, number: int, step_seconds: float | None, image_size: int
         success=folder.parts[-3] == "success",
         task=str(trajectory.metadata.get("current_task", "")),
         details={"behaviour": "real", "original": trajectory.metadata, "folder": str(folder)},
+        original=_others(folder, len(trajectory), kept),
     )
     return replace(episode, states=np.clip(episode.states, [-np.inf] * 6 + [0], [np.inf] * 6 + [1]))
+
+
+def _others(folder: Path, rows: int, kept: np.ndarray) -> dict[str, np.ndarray]:
+    """The numeric arrays of an episode's HDF5, one entry per row, that `Episode` has no field for, at the kept rows."""
+    with open_h5(folder / "trajectory.h5") as file:
+        arrays = [item for name in ("action", "observation") for item in _below(file, name)]
+    return {
+        key: array[kept]
+        for key, array in arrays
+        if key not in TAKEN and array.dtype.kind in "fiub" and array.ndim and len(array) == rows
+    }
+
+
+def _below(file: h5py.File, name: str) -> list[tuple[str, np.ndarray]]:
+    return [(f"{name}/{key}", array) for key, array in arrays_below(file, name)]
 
 
 def _frames(path: Path, trajectory: Trajectory) -> np.ndarray:

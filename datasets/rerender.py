@@ -72,6 +72,7 @@ def rerender(config: RerenderConfig) -> dict[str, Any]:
         missing = [folder for folder in folders if not _done(out, folder)]
         job = functools.partial(rerender_episode, config)
         run_with_progress(job, missing, config.workers, "rerender", len(folders), config.ray)
+        clear_partial(out)  # what a lost worker left; its episodes were made again
         return finish_card(out)
 
 

@@ -59,7 +59,7 @@ def read_trajectory(folder: Path) -> Trajectory:
     metadata = read_metadata(folder)
     cameras = _cameras(folder, metadata)
     path = folder / "trajectory.h5"
-    with _open_h5(path) as file:
+    with open_h5(path) as file:
         _check_clock(file, path)
         pose = read_array(file, path, "observation/robot_state/cartesian_position", (6,))
         gripper = read_array(file, path, "observation/robot_state/gripper_position", ())
@@ -122,7 +122,12 @@ def _cameras(folder: Path, metadata: Mapping[str, Any]) -> dict[str, tuple[str, 
     return found
 
 
-def _open_h5(path: Path) -> h5py.File:
+def open_h5(path: Path) -> h5py.File:
+    """The file, for reading.
+
+    Raises:
+        EpisodeError: It is missing or no HDF5.
+    """
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -173,7 +178,7 @@ def read_joints(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         EpisodeError: As `read_array`.
     """
     path = folder / "trajectory.h5"
-    with _open_h5(path) as file:
+    with open_h5(path) as file:
         positions, velocities = (
             read_array(file, path, f"observation/robot_state/{key}", (7,))
             for key in ("joint_positions", "joint_velocities")
@@ -189,9 +194,8 @@ def read_episode(folder: Path, frames: dict[str, np.ndarray] | None = None) -> E
     """
     trajectory = read_trajectory(folder)
     joints, velocities = read_joints(folder)
-    with _open_h5(folder / "trajectory.h5") as file:
-        group = file.get("simulation")
-        simulation = dict(_arrays(group)) if isinstance(group, h5py.Group) else {}
+    with open_h5(folder / "trajectory.h5") as file:
+        simulation, original = (dict(arrays_below(file, name)) for name in ("simulation", "original"))
     commanded = simulation.pop("action", None)
     metadata = trajectory.metadata
     return Episode(
@@ -208,13 +212,18 @@ def read_episode(folder: Path, frames: dict[str, np.ndarray] | None = None) -> E
         task=str(metadata["current_task"]),
         details=metadata.get("simulation", {}),
         simulation=simulation,
+        original=original,
     )
 
 
-def _arrays(group: h5py.Group) -> Iterator[tuple[str, np.ndarray]]:
-    for key, item in group.items():
+def arrays_below(file: h5py.File, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Key below a group, however deep, and array; nothing where there is no such group."""
+    group = file.get(name)
+    for key, item in group.items() if isinstance(group, h5py.Group) else ():
         if isinstance(item, h5py.Dataset):
-            yield key, item[()]
+            yield key, np.asarray(item[()])
+        else:
+            yield from ((f"{key}/{inner}", array) for inner, array in arrays_below(file, f"{name}/{key}"))
 
 
 def actions_of(states: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from armworld.datasets.card import finish_card
+from armworld.datasets.card import CARD_KEYS, finish_card
 from armworld.datasets.checks import WIDEST_GRIPPER, Findings, Problem, check_episode
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.files import TEMPORARY, clear_partial, exclusive, write_text
@@ -73,7 +73,13 @@ def _check_root(root: Path, episodes: int, strict: bool) -> list[Problem]:
         return problems
     if not (root / "card.json").exists():
         return [*problems, Problem(root / "card.json", "card", "missing; run the collection again to write it")]
-    card = read_json(root / "card.json")
+    try:
+        card = read_json(root / "card.json")
+    except ValueError as error:
+        return [*problems, Problem(root / "card.json", "card", str(error).removeprefix(f"{root / 'card.json'} "))]
+    absent = [key for key in CARD_KEYS if key not in card]
+    if absent:
+        problems.append(Problem(root / "card.json", "card", f"keys are missing: {', '.join(absent)}"))
     counted = card.get("counts", {}).get("episodes")
     if counted != episodes:
         problems.append(Problem(root / "card.json", "card", f"counts {counted} episodes, the folder has {episodes}"))

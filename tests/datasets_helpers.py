@@ -108,47 +108,68 @@ def slow_quarters(frames: np.ndarray) -> np.ndarray:
 
 
 def _announced(connection: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    connection.send("ready")
+    connection.send(time.process_time())
     work(*arguments)
+    connection.send(time.process_time())
 
 
 def kill_at_random(
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
     moments: int,
-    seconds: float,
     seed: int,
     visible: Callable[[], None],
     finished: Callable[[], None],
+    on_cpu: bool = True,
 ) -> None:
     """Run `work(*arguments)` in a process again and again until it was SIGKILLed `moments` times.
+
+    The moments are uniform over what an uninterrupted run takes, by its own CPU time, so that they lie everywhere in it
+    on a loaded machine too; a few milliseconds of waiting are added, so that some fall into waits for the disk.
 
     Args:
         work: A function of a module.
         arguments: Its arguments.
         moments: Kills of a run that had not finished.
-        seconds: A kill comes at most this long after the start.
         seed: Of the moments.
         visible: Checks what a killed run left behind.
         finished: Checks what a run made that ended before its kill, and clears it away.
+        on_cpu: False takes the wall's clock: for work that other processes do.
     """
     rng = np.random.default_rng(seed)
     context = multiprocessing.get_context("forkserver")  # imports are made once, so that a start takes little
     # by name: the server does not know this folder, so what this module itself imports has to be named
     imports = ["armworld.datasets.droid", "armworld.envs.controller", "gymnasium"]
     context.set_forkserver_preload([work.__module__, *imports])
-    killed = 0
+    killed, whole = 0, None
     while killed < moments:
-        here, there = context.Pipe()
+        here, there = context.Pipe(duplex=False)
         process = context.Process(target=_announced, args=(there, work, arguments))
         process.start()
-        assert here.poll(300) and here.recv() == "ready"
-        time.sleep(rng.uniform(0, seconds))
-        process.kill()
-        process.join(60)
+        assert here.poll(300)
+        began = (here.recv(), time.monotonic())
+        if whole is not None:
+            _wait(process, whole * rng.random(), began, on_cpu)
+            time.sleep(rng.uniform(0, 0.005))
+            process.kill()
+        process.join(300)
         assert process.exitcode in (0, -signal.SIGKILL), f"the work failed with exit code {process.exitcode}"
         if process.exitcode == 0:
+            whole = whole or (here.recv() - began[0] if on_cpu else time.monotonic() - began[1])
             finished()
         else:
             killed += 1
             visible()
+
+
+def _wait(process: Any, seconds: float, began: tuple[float, float], on_cpu: bool) -> None:
+    """Wait until the process has worked for so long, or has ended."""
+    clock = (~process.pid << 3) | 2  # Linux: the CPU clock of another process
+    while process.is_alive():
+        try:
+            taken = time.clock_gettime(clock) - began[0] if on_cpu else time.monotonic() - began[1]
+        except OSError:
+            return  # it has just ended
+        if taken >= seconds:
+            return
+        time.sleep(0.001)

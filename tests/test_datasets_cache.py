@@ -129,7 +129,7 @@ def test_kill_at_random_moments(data: Path, whole: Path, tmp_path: Path, moments
         assert tree_bytes(out) == tree_bytes(whole)
         shutil.rmtree(out)
 
-    kill_at_random(build_store, store_arguments(data, out), moments, 0.15, 0, visible, finished)
+    kill_at_random(build_store, store_arguments(data, out), moments, 0, visible, finished)
     build_feature_cache(data, quarters, KEY, out, **SETTINGS)
     assert tree_bytes(out) == tree_bytes(whole)
 
@@ -139,7 +139,7 @@ def test_kill_with_two_processes(data: Path, whole: Path, tmp_path: Path) -> Non
     """The killed parent's workers end by themselves and leave nothing that a rerun stumbles over."""
     out = tmp_path / "out"
     arguments = store_arguments(data, out, processes=2)
-    kill_at_random(build_store, arguments, 3, 5.0, 0, lambda: None, lambda: shutil.rmtree(out))
+    kill_at_random(build_store, arguments, 3, 0, lambda: None, lambda: shutil.rmtree(out), on_cpu=False)
     build_feature_cache(data, quarters, KEY, out, **SETTINGS)
     assert tree_bytes(out) == tree_bytes(whole)
 

@@ -164,7 +164,7 @@ def kill_collection(whole: Path, tmp_path: Path, moments: int, seed: int) -> Non
         assert content(out) == content(whole)
         shutil.rmtree(out)
 
-    kill_at_random(collect, (settings(out),), moments, 0.25, seed, visible, finished)
+    kill_at_random(collect, (settings(out),), moments, seed, visible, finished)
     collect(settings(out))
     assert content(out) == content(whole)
 

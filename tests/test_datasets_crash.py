@@ -10,16 +10,22 @@ import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from armworld.datasets import files
+from armworld.datasets.clips import load_frames
 from armworld.datasets.collect import CollectConfig, collect
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.features import FeatureCache, build_feature_cache
 from armworld.datasets.files import TEMPORARY, DiskFull, clear_abandoned, clear_partial, new_file, new_folder
 from armworld.datasets.lerobot import export_lerobot
+from armworld.datasets.lerobot_import import import_lerobot
+from armworld.datasets.real_droid import import_droid
+from armworld.datasets.rerender import RerenderConfig, rerender
+from armworld.datasets.trajectory import read_trajectory
 from armworld.datasets.validate import validate
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -52,9 +58,54 @@ def test_killed_exports_leave_nothing(tmp_path: Path, moments: int) -> None:
     def finished() -> None:
         shutil.rmtree(out, ignore_errors=True)
 
-    kill_at_random(export_lerobot, (root, out), moments, 0.2, 0, visible, finished)
+    kill_at_random(export_lerobot, (root, out), moments, 0, visible, finished)
     assert content(export_lerobot(root, out)) == whole
     assert not partial_items(tmp_path), "the rerun cleared what the killed ones left"
+
+
+def pack(root: Path, out: Path) -> None:
+    load_frames(root, out=out)
+
+
+def import_frames(source: Path, out: Path) -> None:
+    import_droid(source, out, step_seconds=0.5)
+
+
+def rerender_fake(source: Path, out: Path) -> None:
+    rerender(RerenderConfig(source, out, 64, ("right",), workers=1))
+
+
+@pytest.mark.parametrize("moments", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("work", [pack, import_frames, import_lerobot, rerender_fake], ids=lambda w: w.__name__)
+def test_whatever_else_is_killed_is_completed(tmp_path: Path, work: Callable[[Path, Path], Any], moments: int) -> None:
+    """Packing frames, importing and rendering again: what a rerun gives is what an uninterrupted run gives."""
+    root, out, whole = tmp_path / "data", tmp_path / "out", tmp_path / "whole"
+    if work is rerender_fake:
+        settings = {"image_size": 64, "steps": 5, "task": "datasets_fake:fake/Arm-v0", "workers": 1, "episodes": 3}
+        collect(CollectConfig(root, **settings))
+    else:
+        write_dataset(root, 3)
+    if work is import_lerobot:
+        pytest.importorskip("pyarrow")
+        root = export_lerobot(root, tmp_path / "export")
+    work(root, whole)
+
+    def same() -> None:
+        trees = [{n: c for n, c in content(folder).items() if n != "index.csv"} for folder in (out, whole)]
+        assert trees[0] == trees[1]
+
+    def finished() -> None:
+        same()
+        shutil.rmtree(out)
+
+    def visible() -> None:
+        for folder in out.glob("lab1/*/*/[0-9]*"):
+            read_trajectory(folder)
+
+    kill_at_random(work, (root, out), moments, 0, visible, finished)
+    work(root, out)
+    same()
+    assert not partial_items(tmp_path)
 
 
 def hold(path: Path, folder: bool, started: Connection, end: Connection) -> None:

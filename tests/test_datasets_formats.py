@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,18 +15,26 @@ import pytest
 from armworld.datasets.behaviours import Mix
 from armworld.datasets.card import finish_card, start_card
 from armworld.datasets.collect import CollectConfig, collect
+from armworld.datasets.commands import ImportConfig, run_import
 from armworld.datasets.droid import camera_serial, find_episodes, write_episode
 from armworld.datasets.episode import EpisodeError
 from armworld.datasets.inspect import inspect
 from armworld.datasets.real_droid import import_droid
 from armworld.datasets.rerender import RerenderConfig, rerender
-from armworld.datasets.trajectory import read_episode, read_metadata, read_trajectory
+from armworld.datasets.trajectory import actions_of, read_episode, read_metadata, read_trajectory
 from armworld.datasets.validate import validate
 from armworld.datasets.video import read_video, write_video
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
-from datasets_helpers import edit_array, make_episode, smooth_frames, write_dataset  # noqa: E402
+from datasets_helpers import (  # noqa: E402
+    edit_array,
+    make_episode,
+    open_h5,
+    smooth_frames,
+    tree_bytes,
+    write_dataset,
+)
 
 
 @pytest.fixture
@@ -92,21 +102,51 @@ def test_lerobot_round_trip_loses_only_compression(root: Path, exported: Path, t
         assert read_metadata(old) == read_metadata(new)
 
 
-def test_lerobot_of_others(exported: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_lerobot_files_of_bounded_size(root: Path, tmp_path: Path) -> None:
+    """Whatever the files' size, the same rows and frames come back."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    from armworld.datasets.lerobot import export_lerobot
     from armworld.datasets.lerobot_import import import_lerobot
 
+    size = max(path.stat().st_size for path in root.rglob("*.mp4"))
+    out = export_lerobot(root, tmp_path / "small", video_mb=2.5e-6 * size, data_mb=0.002)
+    videos = sorted((out / "videos/observation.images.left").rglob("*.mp4"))
+    assert [len(read_video(path)) for path in videos] == [24, 12]
+    places = pq.read_table(out / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    assert [row["data/file_index"] for row in places] == [0, 1, 2]
+    assert [row["dataset_from_index"] for row in places] == [0, 12, 24]
+    for row in places:
+        table = pq.read_table(out / f"data/chunk-000/file-{row['data/file_index']:03d}.parquet")
+        assert table["index"].to_pylist() == list(range(row["dataset_from_index"], row["dataset_to_index"]))
+        assert set(table["episode_index"].to_pylist()) == {row["episode_index"]}
+    whole = import_lerobot(export_lerobot(root, tmp_path / "large"), tmp_path / "from_large")
+    assert tree_bytes(import_lerobot(out, tmp_path / "from_small") / "lab1") == tree_bytes(whole / "lab1")
+
+
+def test_lerobot_of_others(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shutil.rmtree(exported / "armworld")
-    with pytest.raises(ValueError, match="camera poses are needed for left, wrist"):
-        import_lerobot(exported, tmp_path / "a")
-    poses = {"left": [1, 0.5, 0.6, 0, 0, 0], "wrist": [0.5, 0, 0.4, 0, 0, 0]}
-    back = import_lerobot(exported, tmp_path / "b", poses)
-    assert len(find_episodes(back)) == 3 and read_episode(find_episodes(back)[0]).task == "reach cup"
+    with pytest.raises(ValueError, match=r"camera poses are needed for left, wrist: 6 numbers each.*--poses FILE"):
+        import_lerobot_of(exported, tmp_path / "a")
+    poses = tmp_path / "poses.json"
+    poses.write_text(json.dumps({"left": [1, 0.5, 0.6, 0, 0, 0], "wrist": [0.5, 0, 0.4, 0, 0, 0]}))
     info = exported / "meta/info.json"
+    info.write_text(info.read_text().replace('"robot_type": "panda"', '"robot_type": "my arm/2"'))
+    for _ in range(2):  # nothing is missing the second time
+        import_lerobot_of(exported, tmp_path / "b", poses=poses, licence="CC0")
+    folders = find_episodes(tmp_path / "b")
+    assert len(folders) == 3 and read_episode(folders[0]).task == "reach cup" and folders[0].parts[-4] == "my_arm_2"
+    assert "Licence: CC0" in (tmp_path / "b" / "README.md").read_text() and validate(tmp_path / "b") == []
+    info.write_text(info.read_text().replace('"dx"', '"joint1"'))  # actions of another kind
+    import_lerobot_of(exported, tmp_path / "d", poses=poses)
+    other = read_episode(find_episodes(tmp_path / "d")[0])
+    np.testing.assert_allclose(other.actions, actions_of(other.states), atol=1e-12)
+    np.testing.assert_allclose(other.original["action"], read_episode(folders[0]).actions, atol=1e-6)
+    assert "that of the source" in (tmp_path / "d" / "README.md").read_text()
+    with pytest.raises(ValueError, match="camera cannot be set for the format lerobot"):
+        import_lerobot_of(exported, tmp_path / "e", camera="left")
     info.write_text(info.read_text().replace('"v3.0"', '"v2.1"'))
     with pytest.raises(ValueError, match=r"LeRobot v2\.1, this reads v3\.0"):
-        import_lerobot(exported, tmp_path / "c")
+        import_lerobot_of(exported, tmp_path / "c")
 
 
 def test_lerobot_refusals(root: Path, exported: Path) -> None:
@@ -122,9 +162,14 @@ def test_lerobot_refusals(root: Path, exported: Path) -> None:
     assert not (root.parent / "x").exists() and not (root.parent / "y").exists()
 
 
-def real_droid_folder(root: Path, rows: int = 31) -> Path:
+def import_lerobot_of(source: Path, out: Path, **settings: Any) -> None:
+    """`armworld import --format lerobot`."""
+    assert run_import(ImportConfig(source, out, "lerobot", **settings)) == 0
+
+
+def real_droid_folder(root: Path, rows: int = 31, seed: int = 3) -> Path:
     """An episode with real DROID's quirks: 60 fps header over 15 Hz rows, a frame short, no timestamps, no rates."""
-    folder = write_episode(root, make_episode(3, rows=rows, step_seconds=1 / 15))
+    folder = write_episode(root, make_episode(seed, rows=rows, step_seconds=1 / 15))
     for key in ("control/step_start", "control/step_end", "robot_state/read_start", "robot_state/read_end"):
         edit_array(folder, f"observation/timestamp/{key}", lambda a: None)
     edit_array(folder, "simulation/action", lambda a: None)
@@ -145,6 +190,41 @@ def test_real_droid_is_imported(tmp_path: Path) -> None:
     assert len(episode) == 30 and math.isclose(episode.step_seconds, 1 / 15)
     np.testing.assert_array_equal(episode.states, original.states[:30])
     assert episode.details["original"]["uuid"] == original.metadata["uuid"]
+    with open_h5(folder / "trajectory.h5") as file:  # what was commanded is not lost
+        np.testing.assert_array_equal(
+            episode.original["action/cartesian_velocity"], file["action/cartesian_velocity"][:30]
+        )
+    assert "observation/robot_state/cartesian_position" not in episode.original
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "that of the source" in card and "Contact with objects was not recorded" in card
+    assert "not recorded" in inspect(tmp_path / "out").read_text()
+
+
+def test_real_droid_without_some_cameras(tmp_path: Path) -> None:
+    """A video that is absent leaves its camera out; one that is damaged, or none at all, leaves the episode out."""
+    folder = write_episode(tmp_path / "droid", make_episode(3, cameras=("left", "right", "wrist")))
+    video = folder / f"recordings/MP4/{camera_serial('wrist')}.mp4"
+    whole = video.read_bytes()
+    video.unlink()
+    assert import_droid(tmp_path / "droid", tmp_path / "a") == []
+    assert set(read_episode(find_episodes(tmp_path / "a")[0]).frames) == {"left", "right"}
+    assert import_droid(tmp_path / "droid", tmp_path / "b", camera="right") == []
+    assert set(read_episode(find_episodes(tmp_path / "b")[0]).frames) == {"right"}
+    write_episode(tmp_path / "droid", make_episode(4, cameras=("left", "right")))
+    assert import_droid(tmp_path / "droid", tmp_path / "c", camera="left") == []
+    video.write_bytes(whole[: len(whole) // 2])
+    (refused,) = import_droid(tmp_path / "droid", tmp_path / "d")
+    assert video.name in refused and len(find_episodes(tmp_path / "d")) == 1
+
+
+def test_a_source_that_changed_is_noticed(tmp_path: Path) -> None:
+    real_droid_folder(tmp_path / "droid", seed=3)
+    import_droid(tmp_path / "droid", tmp_path / "out")
+    assert import_droid(tmp_path / "droid", tmp_path / "out") == []
+    real_droid_folder(tmp_path / "droid", seed=2)  # comes before the other
+    with pytest.raises(ValueError, match="that has changed since; import it to a new folder"):
+        import_droid(tmp_path / "droid", tmp_path / "out")
+    assert len(find_episodes(tmp_path / "out")) == 1
 
 
 def test_real_droid_at_another_rate_and_size(tmp_path: Path) -> None:
