@@ -17,6 +17,7 @@ from armworld.planners.objectives import Objective
 from armworld.planners.sampling import Planner
 from armworld.planners.subgoals import Frames
 from armworld.planners.twolevel import TwoLevelAgent, TwoLevelConfig
+from armworld.planners.vertical import VerticalAgent, VerticalConfig
 
 if TYPE_CHECKING:
     from armworld.evaluation.agents import AgentSettings
@@ -36,6 +37,9 @@ def planning_agent(
 ) -> PlanningAgent:
     """A planning agent with the sub-goals that the settings ask for; the rest as in `PlanningAgent`."""
     if settings.subgoals_from in (None, "given"):
+        if settings.approach and config.schedule == "arrival":
+            vertical = VerticalConfig(settings.approach)
+            return VerticalAgent(model, planner, objective, camera, generator, config, vertical=vertical)
         return PlanningAgent(model, planner, objective, camera, generator, config)
     bank = None
     if settings.subgoals_from in ("bank", "recorded"):

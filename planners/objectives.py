@@ -29,11 +29,14 @@ class LatentGoal:
         z: Goal features [B, N, D].
         state: Goal robot state [B, 7] (m, rad, closedness; base frame), or None in image-only planning.
         start: Features of the present frame [B, N, D], for objectives that weight what has to change, or None.
+        hand: A place of the hand [B, 6], as `HandReadout` reads it, that stands for a picture: the aligned objective
+            goes there on a straight way and leaves `z` aside; the other objectives take no notice.
     """
 
     z: Tensor
     state: Tensor | None = None
     start: Tensor | None = None
+    hand: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -120,7 +123,8 @@ class AlignedL1:
 
     def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
         z, state = rollout.z[:, :, -1], rollout.state[:, :, -1]
-        return (z - goal.z[:, None]).abs().mean((-2, -1)) + self.weight * self.distance(z, state, goal)
+        distance = self.weight * self.distance(z, state, goal)
+        return distance if goal.hand is not None else distance + (z - goal.z[:, None]).abs().mean((-2, -1))
 
     def distance(self, z: Tensor, state: Tensor, goal: LatentGoal) -> Tensor:
         """d of features [B, S, N, D] and robot states [B, S, 7] from the goal: [B, S] (m)."""
@@ -129,8 +133,8 @@ class AlignedL1:
 
     def gaps(self, z: Tensor, state: Tensor, goal: LatentGoal) -> tuple[Tensor, Tensor]:
         """The two parts of d: hand [B, S] (m, the yaw included) and gripper [B, S] (share of the stroke)."""
-        read, wanted = self.readout(z), self.readout(goal.z)[:, None]
-        hand = hand_distance(read, wanted, self.yaw_metres, 0.0)
+        read, wanted = self.readout(z), (self.readout(goal.z) if goal.hand is None else goal.hand)[:, None]
+        hand = hand_distance(read, wanted, self.yaw_metres, 0.0, straight=goal.hand is not None)
         if not self.goal_gripper:
             return hand, (read - wanted)[..., 5].abs()
         if goal.state is None:

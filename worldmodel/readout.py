@@ -82,15 +82,22 @@ def reading_loss(read: Tensor, states: Tensor) -> Tensor:
     return F.smooth_l1_loss(read / unit, hand_targets(states) / unit, beta=0.05)
 
 
-def hand_distance(first: Tensor, second: Tensor, yaw_metres: float, grip_metres: float) -> Tensor:
+def hand_distance(
+    first: Tensor, second: Tensor, yaw_metres: float, grip_metres: float, straight: bool = False
+) -> Tensor:
     """Distance [...] in metres between readings [..., 6].
 
     Args:
         yaw_metres: Metres that one radian of yaw counts for (a chord, so at most two of them).
         grip_metres: Metres that a whole stroke of the gripper counts for.
+        straight: Add what is missing sideways and in height, rather than take the length of both: from far above, a
+            centimetre sideways then counts as much as it does near by.
     """
     gap = first - second
-    position = torch.linalg.vector_norm(gap[..., :3], dim=-1)
+    if straight:
+        position = torch.linalg.vector_norm(gap[..., :2], dim=-1) + gap[..., 2].abs()
+    else:
+        position = torch.linalg.vector_norm(gap[..., :3], dim=-1)
     yaw = torch.linalg.vector_norm(gap[..., 3:5], dim=-1)
     return position + yaw_metres * yaw + grip_metres * gap[..., 5].abs()
 
