@@ -47,6 +47,7 @@ class AgentSettings:
         full_grip: A gripper motion, planned or a policy's, is executed as a full opening or closing.
         goal_gripper: Compare the gripper with the closedness recorded in the goal rather than read it from the images;
             by default in grasp and pick-and-place. Of the objectives the aligned one alone takes notice.
+        read_gripper: With goal_gripper: take the closedness that is read from the goal's image, not the recorded one.
         max_yaw: Bound of a planned turn about the vertical (rad); 0 leaves rotation out.
         seconds_per_action: Time after which a search stops; results then depend on the machine's speed.
         hold_margin: Hold unless a plan lowers holding's energy by more than this fraction.
@@ -81,6 +82,7 @@ class AgentSettings:
     gripper_deadband: float | None = None
     full_grip: bool | None = None
     goal_gripper: bool | None = None
+    read_gripper: bool | None = None
     max_yaw: float | None = None
     seconds_per_action: float | None = None
     hold_margin: float | None = None
@@ -222,7 +224,8 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
         choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": schedule}
         choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}
         choices |= {"gripper_margin": settings.gripper_margin, "full_grip": settings.full_grip}
-        choices |= {"rest": settings.rest and isinstance(objective, AlignedL1)}
+        aligned = isinstance(objective, AlignedL1)
+        choices |= {"rest": settings.rest and aligned, "read_gripper": settings.read_gripper and aligned}
         choices |= {"patience": settings.patience, "arrive_within": settings.arrive_within}
         agent = planning_agent(
             settings,

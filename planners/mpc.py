@@ -48,6 +48,8 @@ class AgentConfig:
         gripper_margin: With "last", the gripper moves only if that lowers the arm plan's energy by this fraction.
         full_grip: A planned gripper motion is executed as a full opening or closing. One step ahead the model plans the
             closedness that the goal shows, at which the fingers touch the object without pressing.
+        read_gripper: The goal's closedness is what the aligned objective reads from its image, not what was recorded
+            with it: then nothing but images is known of the goal.
         seconds_per_action: Time budget of one call of `act`; the search returns its best when it is spent. The
             first iteration always runs. Results then depend on the machine's speed. None: no budget.
     """
@@ -67,6 +69,7 @@ class AgentConfig:
     arrived_rad: float = 0.08
     gripper_margin: float = 0.0
     full_grip: bool = False
+    read_gripper: bool = False
     seconds_per_action: float | None = None
 
     def __post_init__(self) -> None:
@@ -140,9 +143,11 @@ class PlanningAgent:
             raise ValueError(
                 f"execute_steps {self.config.execute_steps} exceeds the planner's horizon {planner.config.steps}"
             )
-        if (self.config.schedule == "arrival" or self.config.rest) and not isinstance(objective, AlignedL1):
+        reads = self.config.schedule == "arrival" or self.config.rest or self.config.read_gripper
+        if reads and not isinstance(objective, AlignedL1):
             raise ValueError(
-                "the sub-goal schedule 'arrival' and rest need the aligned objective; valid without: budget, energy"
+                "the sub-goal schedule 'arrival', rest and read_gripper need the aligned objective; "
+                "schedules valid without: budget, energy"
             )
         self.model, self.planner, self.objective = model, planner, objective
         self._arm_planner = None
@@ -280,10 +285,16 @@ class PlanningAgent:
         return z
 
     def _latent_goal(self, observation: Observation) -> LatentGoal:
+        """One sub-goal's image as features, and its robot state; with `read_gripper` the closedness is the image's."""
+        z = self._encode(observation)[:, 0]
         state = self._state(observation)[:, 0] if "state" in observation else None
+        if self.config.read_gripper:
+            assert isinstance(self.objective, AlignedL1)
+            pose = z.new_full((1, GRIPPER), torch.nan) if state is None else state[:, :GRIPPER]
+            state = torch.cat([pose, self.objective.readout(z)[:, 5:].detach().clamp(0, 1)], -1)
         if state is None and needs_goal_state(self.objective):
             raise ValueError("this objective compares robot states, and the goal has a picture only")
-        return LatentGoal(self._encode(observation)[:, 0], state)
+        return LatentGoal(z, state)
 
     def _state(self, observation: Observation) -> Tensor:
         """Robot state [1, 1, 7]."""

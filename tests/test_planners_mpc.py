@@ -243,8 +243,19 @@ def test_the_agent_rests_at_the_last_subgoal_until_it_is_pushed_away() -> None:
 
 
 def test_a_schedule_by_arrival_needs_an_objective_that_reads() -> None:
-    with pytest.raises(ValueError, match="'arrival' and rest need the aligned objective; valid without: budget"):
+    with pytest.raises(ValueError, match="'arrival', rest and read_gripper need the aligned objective"):
         make_agent(config=AgentConfig(schedule="arrival"))
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_the_goals_closedness_is_recorded_or_read_from_its_image(read: bool) -> None:
+    """The image shows 0.7 of the gripper's range closed; 0 was recorded with it."""
+    settings, space = AgentConfig(read_gripper=read), {"max_position": 0.1, "max_gripper": 1.0}
+    objective = AlignedL1(PointReading(), goal_gripper=True)  # type: ignore[arg-type]
+    agent = make_agent(config=settings, objective=objective, space=space)
+    agent.reset(goal_at([0.0, 0, 0, 0.7]))
+    action = agent.act(observation(np.zeros(4)))
+    assert action[6] == pytest.approx(0.7 if read else 0.0, abs=0.1)
 
 
 def test_the_gripper_stays_within_its_stroke() -> None:
