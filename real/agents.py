@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from armworld.evaluation.agents import AGENTS, AgentSettings, load_model
+from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, settings_for
 from armworld.pose import action_between
 from armworld.types import Agent, Goal, Observation, check_name
 
@@ -19,10 +20,12 @@ class ServoAgent:
     Args:
         max_step_m: Longest translation of an action.
         max_turn_rad: Largest rotation of an action, per angle.
+        full_grip: Where the arm has arrived, and only there, open or close fully until the gripper is as in the goal;
+            at the goal's own closedness the fingers would touch an object without pressing.
     """
 
-    def __init__(self, max_step_m: float = 0.05, max_turn_rad: float = 0.15) -> None:
-        self.max_step_m, self.max_turn_rad = max_step_m, max_turn_rad
+    def __init__(self, max_step_m: float = 0.05, max_turn_rad: float = 0.15, full_grip: bool = False) -> None:
+        self.max_step_m, self.max_turn_rad, self.full_grip = max_step_m, max_turn_rad, full_grip
         self._targets: list[np.ndarray] = []
         self._at = 0
 
@@ -41,16 +44,19 @@ class ServoAgent:
             self._at += 1
             action = action_between(state, self._targets[self._at])
         length, turn = float(np.linalg.norm(action[:3])), float(np.abs(action[3:6]).max())
+        if self.full_grip:
+            action[6] = np.sign(action[6]) if _there(action) and abs(action[6]) >= ARRIVED_CLOSEDNESS else 0.0
         action[:6] *= min(1.0, self.max_step_m / max(length, 1e-9), self.max_turn_rad / max(turn, 1e-9))
         return action
 
 
+def _there(action: np.ndarray) -> bool:
+    """Whether an action that leads to a state has hardly any way left for the arm."""
+    return bool(np.linalg.norm(action[:3]) < ARRIVED_M and np.linalg.norm(action[3:6]) < ARRIVED_RAD)
+
+
 def _arrived(action: np.ndarray) -> bool:
-    return bool(
-        np.linalg.norm(action[:3]) < ARRIVED_M
-        and np.linalg.norm(action[3:6]) < ARRIVED_RAD
-        and abs(action[6]) < ARRIVED_CLOSEDNESS
-    )
+    return _there(action) and bool(abs(action[6]) < ARRIVED_CLOSEDNESS)
 
 
 class ReplayAgent:
@@ -85,6 +91,23 @@ def imagines(name: str) -> bool:
     return plans(name) and AGENTS[name].load is AGENTS["cem"].load
 
 
+def agent_settings(name: str, task: str, settings: AgentSettings, goal: Goal | None) -> AgentSettings:
+    """What the agent plans with: as in simulation (`settings_for`), but for goals that are pictures alone.
+
+    Their gripper is read from the picture, since no state was recorded with it.
+
+    Raises:
+        ValueError: The settings ask for the recorded gripper of such a goal.
+    """
+    chosen = settings_for(name, task, settings)
+    if goal is None or not chosen.goal_gripper or all("state" in observation for observation in goal.observations):
+        return chosen
+    if settings.goal_gripper:
+        raise ValueError("goal_gripper compares with the goal's recorded state, and a goal is a picture only; "
+                         "capture it with `armworld goal`")  # fmt: skip
+    return replace(chosen, goal_gripper=False)
+
+
 def build_agent(name: str, model: str, seed: int, settings: AgentSettings) -> Agent:
     """Make an agent inside its process.
 
@@ -96,7 +119,7 @@ def build_agent(name: str, model: str, seed: int, settings: AgentSettings) -> Ag
     """
     check_name("agent", name, agent_names())
     if name == "expert":
-        return ServoAgent()
+        return ServoAgent(full_grip=bool(settings.full_grip))
     world: Any = None
     if plans(name):
         world = load_model(name, model)

@@ -6,8 +6,12 @@ import contextlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from armworld.real.protocols import Arm, Camera, DeviceError, Gripper
+
+if TYPE_CHECKING:
+    from armworld.real.simulated import SimulatedRobot
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,12 @@ class SessionConfig:
 
 @dataclass
 class Cell:
-    """The devices of one robot cell."""
+    """The devices of one robot cell; `simulated` is what they are simulated by, if they are."""
 
     arm: Arm
     gripper: Gripper | None
     cameras: Mapping[str, Camera]
+    simulated: SimulatedRobot | None = None
 
     def connect(self) -> None:
         """Connect all, or none."""
@@ -64,13 +69,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an episode ended: why, steps done, holds by reason code, distance to the goal's state if it has one."""
+    """How an episode ended.
+
+    Attributes:
+        reason: Why; "steps" and "arrived" are as meant.
+        steps: Steps done.
+        holds: Holds by reason code.
+        distance_m: Of the flange from the goal's state, if it has one.
+        seconds: Wall time.
+        solved, object_m: In tasks that the simulated robot drew: whether its world says that the object's task is
+            solved, and how far the object is from where it should be (m). None otherwise.
+    """
 
     reason: str
     steps: int
     holds: dict[str, int]
     distance_m: float | None
     seconds: float
+    solved: bool | None = None
+    object_m: float | None = None
 
 
 @dataclass

@@ -13,7 +13,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,26 +22,27 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from armworld.evaluation.agents import AgentSettings, load_model
+from armworld.evaluation.agents import USUAL, AgentSettings, load_model
 from armworld.evaluation.files import commit, plain, write_json
+from armworld.real import drawn
 from armworld.real.agent_process import AgentLink, AgentProcess
-from armworld.real.agents import agent_names, build_agent, imagines
+from armworld.real.agents import agent_names, agent_settings, build_agent, imagines
 from armworld.real.cameras import Framing
 from armworld.real.cell import Cell, Outcome, SessionConfig, StopRequest
+from armworld.real.drawn import Drawn, draw_reach, draw_task, judge, set_up
 from armworld.real.driving import Driver
-from armworld.real.gate import SafetyGate
+from armworld.real.gate import ACTION_UNITS, SafetyGate
 from armworld.real.goals import load_goal, save_goal
 from armworld.real.journal import Journal, JournalError, finish
-from armworld.real.opening import ModelFacts, confirm_live, model_facts, open_cell
+from armworld.real.opening import ModelFacts, confirm_live, model_facts, open_cell, told
 from armworld.real.page import LivePage
 from armworld.real.preflight import Preflight, preflight
 from armworld.real.protocols import Camera
 from armworld.real.session import ENDED_WELL, Session
-from armworld.real.setup import CellConfig
+from armworld.real.setup import CellConfig, parse_camera
 from armworld.types import Goal, check_name
 
-# Where the simulated cell draws goals from: flange position (m) and turn about the vertical (rad).
-GOAL_LOW, GOAL_HIGH = np.array([0.40, -0.22, 0.22, -0.3]), np.array([0.60, 0.22, 0.42, 0.3])
+REACHED_M = 0.05  # a reach that ends so near its goal's state is logged as a success
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,19 @@ class DeployConfig(AgentSettings, CellConfig):
         agent: hold, expert (goes to the goal's state), or a planner: cem, cem_published, cem_adam, icem, mppi,
             gradient, random_shooting.
         model: World model for planners: a shipped name or a checkpoint's folder.
-        goal: One path per sub-goal: a picture, or a folder made by `armworld goal`. With --sim, left out, the
-            simulated arm drives to a drawn goal, takes the picture and drives back.
+        task: reach, reach_with_object, grasp or pick_place: planners take its usual settings, as in `armworld plan`.
+            With --sim and no --goal it is also what is drawn (all but reach_with_object).
+        goal: One path per sub-goal: a picture, or a folder made by `armworld goal`. With --sim, left out, a task is
+            drawn: the arm drives to a drawn pose, takes the picture and drives back; grasp and pick_place are those of
+            `armworld plan` with the same seed.
         budgets: Steps per sub-goal; left out, `steps` for each.
         steps: At most so many steps.
-        done_m: End when the flange is so near the goal's state, where it has one; 0 runs all steps.
+        done_m: End when the flange is so near the goal's state, where it has one; 0 runs all steps. For reaching.
         episodes: Goals one after another (only with --sim).
         seed: Of the drawn goals and the agent's draws.
         object: Object on the simulated table: cup, box, bottle or none.
         lab: What the simulated cameras show: lab1 or lab2; on hardware, a name for the log.
-        task: What is being done, in words, for the log.
+        words: What is being done, in words, for the log.
         live: Send commands. Asks for a typed confirmation.
         slow_steps: First moves that keep a fifth of the speed limit.
         jog: Before the first episode, jog the arm by 5 cm along each axis and end where the world model misreads what
@@ -76,6 +80,7 @@ class DeployConfig(AgentSettings, CellConfig):
 
     agent: str = "expert"
     model: str = "default"
+    task: str = "reach"
     goal: tuple[Path, ...] = ()
     budgets: tuple[int, ...] = ()
     steps: int = 40
@@ -84,7 +89,7 @@ class DeployConfig(AgentSettings, CellConfig):
     seed: int = 2_000_000
     object: str = "cup"
     lab: str = "lab1"
-    task: str = "reach the goal image"
+    words: str = ""
     live: bool = False
     slow_steps: int = 4
     jog: Literal["live", "always", "never"] = "live"
@@ -97,11 +102,18 @@ class DeployConfig(AgentSettings, CellConfig):
 
     def __post_init__(self) -> None:
         check_name("agent", self.agent, agent_names())
+        check_name("task", self.task, USUAL)
         self.check_cell()
         if not self.sim and not self.goal:
             raise ValueError("give --goal: a picture, or a folder made by `armworld goal`")
         if self.episodes != 1 and not (self.sim and not self.goal):
             raise ValueError("--episodes above 1 is for drawn goals, with --sim")
+        if self.done_m and (self.task != "reach" or len(self.goal) > 1):
+            raise ValueError("--done-m ends an episode by where the flange is: it is for reach, with one goal")
+        if self.sim and not self.goal and self.task != "reach":
+            check_name("task that --sim draws", self.task, drawn.TASKS)
+            if self.object == "none":
+                raise ValueError(f"{self.task} needs an --object")
         if self.reference is not None and not self.reference.is_file():
             raise ValueError(f"reference {self.reference} is not a file")
         if self.jog == "always" and not imagines(self.agent):
@@ -123,6 +135,7 @@ class DeployConfig(AgentSettings, CellConfig):
         return asked and self.moves and imagines(self.agent)
 
 
+@told
 def deploy(config: DeployConfig, console: Console | None = None, ask: Callable[[str], str] = input) -> int:
     """Run it. Answers the exit code: 0 ended as meant, 1 ended by a fault, 130 interrupted.
 
@@ -132,22 +145,32 @@ def deploy(config: DeployConfig, console: Console | None = None, ask: Callable[[
         ask: Puts a question to the operator (typed confirmation, reconnection, recovery).
 
     Raises:
-        ValueError: Pre-flight failed, the confirmation was not given, or a setting is wrong.
-        DeviceLost: A device did not connect.
+        ValueError: Pre-flight failed, the confirmation was not given, a setting is wrong, a device did not connect, or
+            the agent did not begin.
     """
     console = console or Console()
     facts = model_facts(config, config.agent, config.model)
+    goal = given_goal(config, facts)
+    settings = agent_settings(config.agent, config.task, config, goal)
     stop = StopRequest()
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals(stop))
         cell = open_cell(config, facts.size, facts.camera, config.object, config.lab, stack)
         gate = SafetyGate(config.limits(facts.step_seconds), max_identical=None if config.sim else 3)
-        settings = config if config.goal else config.for_task("reach")  # drawn goals leave the gripper open
         factory = partial(build_agent, config.agent, config.model, config.seed, settings)
         agent = stack.enter_context(AgentProcess(factory, config.agent_threads))
-        run = _Run(config, facts, cell, gate, agent, stop, console, ask)
+        run = _Run(config, facts, cell, gate, agent, stop, console, ask, goal, settings)
         outcomes = [run.episode(number) for number in _episodes(config, stop)]
     return _summary(config, outcomes, stop, console)
+
+
+def given_goal(config: DeployConfig, facts: ModelFacts) -> Goal | None:
+    """The goal that --goal names, None where one is to be drawn. ValueError: it cannot be read."""
+    if not config.goal:
+        return None
+    budgets = config.budgets or (config.steps,) * len(config.goal)
+    names = (facts.camera,) if config.sim else tuple(parse_camera(text)[0] for text in config.cameras)
+    return load_goal(config.goal, budgets, dict.fromkeys(names, Framing(facts.size, config.crop or None)))
 
 
 def _episodes(config: DeployConfig, stop: StopRequest) -> Iterator[int]:
@@ -186,9 +209,12 @@ class _Run:
         stop: StopRequest,
         console: Console,
         ask: Callable[[str], str],
+        given: Goal | None = None,
+        settings: AgentSettings | None = None,
     ) -> None:
         self.config, self.facts, self.cell, self.gate, self.agent = config, facts, cell, gate, agent
-        self.stop, self.console, self.ask = stop, console, ask
+        self.stop, self.console, self.ask, self.given = stop, console, ask, given
+        self.settings = settings or AgentSettings()
         started = datetime.now(UTC)
         self.folder = config.out / f"{started:%Y-%m-%d_%Hh%Mm%Ss}"
         self.rng = np.random.default_rng(config.seed)
@@ -198,17 +224,17 @@ class _Run:
     def episode(self, number: int) -> Outcome:
         """Goal, pre-flight, confirmation, jogs before the first, loop, log."""
         checked = self._preflight()
-        goal = self._goal(number)
+        task = self._draw(number) if self.given is None else Drawn(self.given)
         if self.stop.event.is_set():
             return Outcome(self.stop.reason, 0, {}, None, 0.0)
-        self.agent.reset(goal)
+        self.agent.reset(task.goal)
         if self.config.live and not self.config.sim:
             self._confirm_live(checked)
         if number == 0 and self.config.jogs:
             self._jog()
             if self.stop.event.is_set():
                 return Outcome(self.stop.reason, 0, {}, None, 0.0)
-        return self._run(self.folder / f"episode{number:02d}", goal)
+        return self._run(self.folder / f"episode{number:02d}", task)
 
     def _preflight(self) -> Preflight:
         result = preflight(self.cell, self.gate, self.config.out)
@@ -258,21 +284,22 @@ class _Run:
             return False
         return self.ask(f"{question} Type yes: ").strip().lower() == "yes"
 
-    def _goal(self, number: int) -> Goal:
-        if self.config.goal:
-            budgets = self.config.budgets or (self.config.steps,) * len(self.config.goal)
-            framing = Framing(self.facts.size, self.config.crop or None)
-            return load_goal(self.config.goal, budgets, dict.fromkeys(self.cell.cameras, framing))
-        home = self.driver.look()["state"]
-        target = np.array([*self.rng.uniform(GOAL_LOW[:3], GOAL_HIGH[:3]), *home[3:6], 0.0])
-        target[5] += self.rng.uniform(GOAL_LOW[3], GOAL_HIGH[3])
-        self.driver.drive(target, f"goal{number:02d}")
-        there = self.driver.look()
-        save_goal(self.folder / f"goal{number:02d}", there)
-        self.driver.drive(np.asarray(home, float), f"home{number:02d}")
-        return Goal((there,), (self.config.steps,))
+    def _draw(self, number: int) -> Drawn:
+        """A task of the simulated robot's, set up; in an object's task the arm then stands above the object."""
+        config, name, robot = self.config, f"{number:02d}", self.cell.simulated
+        assert robot is not None, "tasks are drawn for the simulated robot only"
+        if config.task == "reach":
+            return draw_reach(self.driver, self.rng, self.folder, name, config.steps)
+        task = draw_task(
+            config.task, config.object, config.lab, self.facts.camera, self.facts.size[0], self.facts.step_seconds,
+            config.seed + number, subgoals=config.agent == "expert",
+        )  # fmt: skip
+        for index, observation in enumerate(task.goal.observations):
+            save_goal(self.folder / f"goal{name}" / f"{index}", observation)
+        set_up(task, self.driver, robot, name)
+        return task
 
-    def _run(self, folder: Path, goal: Goal) -> Outcome:
+    def _run(self, folder: Path, task: Drawn) -> Outcome:
         config = SessionConfig(
             steps=self.config.steps,
             live=self.config.moves,
@@ -280,23 +307,31 @@ class _Run:
             done_m=self.config.done_m or None,
         )
         with contextlib.ExitStack() as stack:
-            publish = self._page(goal, stack)
-            outcome = self._session(folder, goal, config, self.agent, publish).run()
+            publish = self._page(task.goal, stack)
+            outcome = self._session(folder, task.goal, config, self.agent, publish).run()
+        if self.cell.simulated is not None and task.target is not None and task.object_at is not None:
+            verdict = judge(self.config.task, task.target, float(task.object_at[2]), self.cell.simulated)
+            outcome = replace(outcome, solved=verdict.solved, object_m=verdict.object_m)
         write_json(folder / "outcome.json", plain(asdict(outcome)))
         try:
-            reached = outcome.distance_m is not None and outcome.distance_m < 0.05
-            episode = finish(folder, self.config.out / "droid", reached)
+            episode = finish(folder, self.config.out / "droid", self._succeeded(outcome))
             self.console.print(f"episode {episode}", highlight=False, soft_wrap=True)
         except JournalError as error:
             self.console.print(f"no episode: {error}", highlight=False, soft_wrap=True)
         return outcome
+
+    def _succeeded(self, outcome: Outcome) -> bool:
+        """What the log says: reaches by the flange's way left, objects by what the simulation saw; else unknown."""
+        if self.config.task == "reach":
+            return outcome.distance_m is not None and outcome.distance_m < REACHED_M
+        return bool(outcome.solved)
 
     def _page(
         self, goal: Goal, stack: contextlib.ExitStack
     ) -> Callable[[dict[str, Any], Mapping[str, np.ndarray]], None]:
         if not self.config.page:
             return lambda row, images: None
-        pictures = {name: image for name, image in goal.observations[-1].items() if name != "state"}
+        pictures = [{name: image for name, image in seen.items() if name != "state"} for seen in goal.observations]
         page = LivePage(self.stop.set, self.config.moves, pictures, self.config.page_host, self.config.page_port)
         stack.callback(page.close)
         self.console.print(f"live page {page.address}", highlight=False)
@@ -326,7 +361,8 @@ class _Run:
             "commit": commit(),
             "robot": f"simulated FR3 at {self.config.host or 'loopback'}" if self.config.sim else self.config.host,
             "lab": self.config.lab,
-            "task": self.config.task,
+            "task": self.config.words or f"{self.config.task.replace('_', ' ')}: {self.config.object}",
+            "units": ACTION_UNITS,
             "step_seconds": self.gate.limits.step_seconds,
             "cameras": shapes,
             "extrinsics": {name: extrinsics_of(camera) for name, camera in self.cell.cameras.items()},
@@ -334,6 +370,7 @@ class _Run:
             "limits": asdict(self.gate.limits),
             "session": asdict(config),
             "settings": asdict(self.config),
+            "agent_settings": asdict(self.settings),
         }
 
 
@@ -346,6 +383,9 @@ def extrinsics_of(camera: Camera) -> list[float]:
 def _summary(config: DeployConfig, outcomes: list[Outcome], stop: StopRequest, console: Console) -> int:
     for number, outcome in enumerate(outcomes):
         distance = "" if outcome.distance_m is None else f", {1000 * outcome.distance_m:.1f} mm from the goal"
+        if outcome.solved is not None:
+            off = 100 * (outcome.object_m or 0.0)
+            distance = f", {'solved' if outcome.solved else 'not solved'}, the object {off:.1f} cm off"
         holds = ", ".join(f"{code} {count}" for code, count in outcome.holds.items()) or "none"
         text = f"episode {number}: {outcome.reason} after {outcome.steps} steps{distance}; holds: {holds}"
         console.print(text, highlight=False, soft_wrap=True)

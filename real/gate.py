@@ -103,6 +103,18 @@ def check_units(units: Mapping[str, str]) -> None:
         raise ValueError(f"unknown quantities {sorted(extra)}; valid: {', '.join(ACTION_UNITS)}")
 
 
+def unit_reasons(state: np.ndarray) -> list[tuple[str, str]]:
+    """What speaks for other units than m, rad and closedness in a finite state [7]: code and sentence each."""
+    reasons = []
+    if np.abs(state[3:6]).max() > np.pi + 1e-3:
+        reasons.append(("state_degrees", f"angles {state[3:6]} exceed pi: degrees where radians are expected"))
+    if np.abs(state[:3]).max() > 2.0:  # no Franka reaches 2 m
+        reasons.append(("state_millimetres", f"position {state[:3]} is beyond 2 m: millimetres for metres"))
+    if not -0.01 <= state[6] <= 1.01:
+        reasons.append(("state_gripper", f"closedness {state[6]:.4g} is outside [0, 1] (0 open, 1 closed)"))
+    return reasons
+
+
 @dataclass(frozen=True)
 class SafetyGate:
     """The limits, applied. `max_identical` is how often the same pixels may repeat before the camera is frozen."""
@@ -166,13 +178,8 @@ class SafetyGate:
         age = now_s - time_s
         if not 0 <= age <= self.limits.max_state_age:
             reasons.append(("stale_state", f"the state is {age:.3f} s old, allowed {self.limits.max_state_age}"))
-        if np.abs(state[3:6]).max() > np.pi + 1e-3:
-            reasons.append(("state_degrees", f"angles {state[3:6]} exceed pi: degrees where radians are expected"))
-        if np.abs(state[:3]).max() > 2.0:  # no Franka reaches 2 m
-            reasons.append(("state_millimetres", f"position {state[:3]} is beyond 2 m: millimetres for metres"))
-        if not -0.01 <= state[6] <= 1.01:
-            reasons.append(("state_gripper", f"closedness {state[6]:.4g} is outside [0, 1] (0 open, 1 closed)"))
-        elif width_m is not None and abs(state[6] - width_m) < 1e-6 and width_m > 0.005:
+        reasons += unit_reasons(state)
+        if width_m is not None and abs(state[6] - width_m) < 1e-6 and width_m > 0.005:
             reasons.append(("gripper_metres", f"closedness equals the opening, {width_m:.4g} m: metres for closedness"))
         return reasons
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from armworld.real.driving import Driver
 from armworld.real.gate import SafetyGate
 from armworld.real.goals import save_goal
-from armworld.real.opening import open_cell
+from armworld.real.opening import open_cell, told
 from armworld.real.setup import CellConfig
 
 
@@ -48,12 +48,12 @@ class GoalConfig(CellConfig):
             raise ValueError(f"{self.out} exists already; give another --out")
 
 
+@told
 def goal(config: GoalConfig, console: Console | None = None, ask: Callable[[str], str] = input) -> int:
     """Capture the goal; answers 0.
 
     Raises:
-        ValueError: A bad setting, or a pose that the gate does not allow.
-        DeviceLost: A device did not connect.
+        ValueError: A bad setting, a pose that the gate does not allow, or a device that does not answer.
     """
     console = console or Console()
     size = (config.image_size or 256, config.image_size or 256)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from armworld.evaluation.files import read_json, write_json
 from armworld.real.cameras import Framing, load_image
+from armworld.real.gate import ACTION_UNITS, check_units, unit_reasons
 from armworld.types import Goal, Observation
 
 STATE_FILE = "state.json"
@@ -30,7 +31,8 @@ def save_goal(folder: Path, observation: Observation) -> Path:
         with temporary.open("wb") as file:
             Image.fromarray(image).save(file, format="png")
         os.replace(temporary, folder / f"{name}.png")
-    write_json(folder / STATE_FILE, {"state": np.asarray(observation["state"], float).tolist()})
+    content = {"state": np.asarray(observation["state"], float).tolist(), "units": ACTION_UNITS}
+    write_json(folder / STATE_FILE, content)
     return folder
 
 
@@ -75,4 +77,7 @@ def _state(path: Path) -> np.ndarray:
         raise ValueError(f"{path} must hold {{'state': [7 numbers]}}, got {json.dumps(content)[:80]}") from error
     if numbers.shape != (7,) or not np.isfinite(numbers).all():
         raise ValueError(f"{path} must hold 7 finite numbers, got {json.dumps(content)[:80]}")
+    check_units(content.get("units", ACTION_UNITS))
+    if reasons := unit_reasons(numbers):
+        raise ValueError(f"{path}: " + "; ".join(text for _, text in reasons))
     return numbers

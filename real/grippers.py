@@ -1,7 +1,8 @@
 """Grippers: the Franka Hand by franky, the Robotiq 2F-85 by pyrobotiqgripper. Closedness 0 open ... 1 closed.
 
 Both talk slowly (10–30 ms a reading, and the hand's motions block), so one thread owns the device: it sends the
-newest command and reads. `command` only notes the target and returns what will be sent.
+newest command and reads. `command` only notes the target and returns what will be sent. To stay where the fingers
+hold an object is no new target: they go on pressing, where a motion to that very place would let go.
 """
 
 from __future__ import annotations
@@ -88,11 +89,12 @@ class ThreadedGripper(Context):
         closedness = float(closedness)
         if not 0 <= closedness <= 1:
             raise ValueError(f"closedness must lie in [0, 1] (0 open, 1 closed), got {closedness}")
-        self.read()
+        reading = self.read()
         with self._lock:
-            if self._target is None or abs(closedness - self._target) >= DEADBAND:
+            keeps = reading.object_held and abs(closedness - reading.closedness) < DEADBAND
+            if not keeps and (self._target is None or abs(closedness - self._target) >= DEADBAND):
                 self._target = closedness
-            return self._target
+            return closedness if self._target is None else self._target
 
     def stop(self) -> None:
         with self._lock:
@@ -149,6 +151,12 @@ class FrankaHand(ThreadedGripper):
         if not future.wait(1.0):
             ABANDONED.append((hand, future))
 
+    def _closedness(self, width_m: float, widest_m: float) -> float:
+        return min(1.0, max(0.0, 1 - width_m / widest_m))
+
+    def _width(self, closedness: float) -> float:
+        return (1 - closedness) * self.max_width_m
+
     def _guard(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
@@ -163,13 +171,13 @@ class FrankaHand(ThreadedGripper):
         width, now = float(state.width), time.monotonic()
         speed = (width - self._last[0]) / max(1e-6, now - self._last[1])
         self._last = (width, now)
-        closedness = min(1.0, max(0.0, 1 - width / widest))
+        closedness = self._closedness(width, widest)
         # the wide tolerance makes every grasp succeed, so fingers that stopped short of the target tell an object
         held = bool(state.is_grasped) and width > self._width_sent + OBJECT_M
         return GripperReading(closedness, width, now, abs(speed) > 0.002, held)
 
     def _send(self, closedness: float, closing: bool) -> None:
-        width = self._width_sent = (1 - closedness) * self.max_width_m
+        width = self._width_sent = self._width(closedness)
         if self._future is not None and not self._future.wait(0.0):
             self._guard(self._hand.stop)
         if closing:

@@ -23,7 +23,7 @@ from armworld.real.cell import SessionConfig, StopRequest
 from armworld.real.driving import Driver
 from armworld.real.gate import SafetyGate
 from armworld.real.limits import Limits
-from armworld.real.opening import confirm_live, facts_of, open_cell
+from armworld.real.opening import confirm_live, facts_of, open_cell, told
 from armworld.real.preflight import preflight
 from armworld.real.session import ENDED_WELL
 from armworld.real.swept import Path as SweptPath
@@ -145,12 +145,12 @@ def examine(
     return marks
 
 
+@told
 def preflight_arm(config: PreflightConfig, console: Console | None = None, ask: Callable[[str], str] = input) -> int:
     """`armworld preflight` of a robot cell: its devices; with --sim or --live also the jogs. Answers 1 if it is bad.
 
     Raises:
-        ValueError: A bad setting, a failed check, no confirmation, `JogFailed`.
-        DeviceLost: A device did not connect.
+        ValueError: A bad setting, a failed check, no confirmation, a device that did not connect, `JogFailed`.
     """
     from armworld.evaluation.preflight import training_view
     from armworld.real.deploy import signals

@@ -1,11 +1,9 @@
 """A LeRobot `Robot` over our devices: its recording and teleoperation tools drive the arm through the safety gate.
 
-LeRobot finds plug-ins by package names that begin with `lerobot_robot_`; such a package needs one line:
-
-    from armworld.real.lerobot_robot import ArmworldRobot, ArmworldRobotConfig
-
-The class also works without LeRobot installed; with it, `as_plugin()` registers both under its base classes.
+LeRobot finds plug-ins by package names that begin with `lerobot_robot_`: `pip install ./real/plugin` brings one, with
+the robot type "armworld". The class also works without LeRobot installed.
 Actions are absolute targets, as in LeRobot: flange pose (m, rad) and closedness. `send_action` returns what was sent.
+Dry unless `live` repeats the arm's address: what `armworld deploy --live` has typed.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,20 +19,32 @@ import numpy as np
 from armworld.pose import action_between
 from armworld.real.cameras import Framing
 from armworld.real.cell import Cell
-from armworld.real.gate import SafetyGate, Situation
+from armworld.real.gate import SafetyGate, Situation, unit_reasons
+from armworld.real.preflight import preflight
+from armworld.real.protocols import Camera, DeviceError
+from armworld.real.senses import Seen, Senses
 from armworld.real.setup import CellConfig
 from armworld.types import require
 
 STATE_KEYS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+FRAME_WAIT_S = 0.15  # for frames that were not seen before
 
 
 @dataclass(frozen=True)
 class ArmworldRobotConfig:
-    """The cell, and the name under which LeRobot keeps it."""
+    """The cell, and the name under which LeRobot keeps it.
+
+    Attributes:
+        cell: Devices, boxes and limits, as in `armworld deploy`.
+        id: LeRobot's name for this robot.
+        size: (height, width) of the pictures.
+        live: The arm's address once more, to let it move; otherwise nothing is sent.
+    """
 
     cell: CellConfig = field(default_factory=CellConfig)
     id: str = "franka"
     size: tuple[int, int] = (256, 256)
+    live: str = ""
 
 
 class ArmworldRobot:
@@ -46,9 +57,15 @@ class ArmworldRobot:
         """`cell` replaces the devices that the configuration names."""
         if cell is None:
             config.cell.check_cell()
+            if config.cell.sim:
+                raise ValueError("the LeRobot robot is for hardware; --sim is armworld deploy's")
+        if config.live and config.live != config.cell.host:
+            raise ValueError(f"live must repeat the arm's address {config.cell.host!r}, got {config.live!r}")
         self.config, self.id = config, config.id
         self._cell = cell or config.cell.cell(Framing(config.size, config.cell.crop or None))
         self._gate = SafetyGate(config.cell.limits(config.cell.step_seconds or 0.25))
+        self._senses = Senses(self._cell)
+        self._seen: Seen | None = None  # what an action may be given for; None: nothing that is fit for use
 
     @property
     def observation_features(self) -> dict[str, Any]:
@@ -61,6 +78,11 @@ class ArmworldRobot:
         return {f"{key}.pos": float for key in STATE_KEYS}
 
     @property
+    def cameras(self) -> Mapping[str, Camera]:
+        """By name."""
+        return self._cell.cameras
+
+    @property
     def is_connected(self) -> bool:
         return self._cell.arm.connected
 
@@ -70,7 +92,12 @@ class ArmworldRobot:
         return True
 
     def connect(self, calibrate: bool = True) -> None:
+        """Connect and look at everything, as a deployment's pre-flight does; a DeviceError says what failed."""
         self._cell.connect()
+        checked = preflight(self._cell, self._gate, Path.cwd())
+        if not checked.ok:
+            self._cell.close()
+            raise DeviceError("pre-flight failed: " + "; ".join(c.text for c in checked.checks if not c.ok))
 
     def calibrate(self) -> None:
         """Nothing to calibrate."""
@@ -82,39 +109,56 @@ class ArmworldRobot:
         self._cell.close()
 
     def get_observation(self) -> dict[str, Any]:
-        """State and pictures as they are now."""
-        state = self._state()[0]
-        numbers = {f"{key}.pos": float(value) for key, value in zip(STATE_KEYS, state, strict=True)}
-        return numbers | {name: camera.read().image for name, camera in self._cell.cameras.items()}
+        """State and pictures as they are now. After one that the gate objects to, nothing is sent."""
+        frames = self._senses.frames(FRAME_WAIT_S, lambda: None)
+        seen = self._senses.robot(frames, None)
+        width = None if seen.gripper is None else seen.gripper.width_m
+        admitted = self._gate.admit(time.monotonic(), seen.state, seen.time_s, self._senses.views(frames), width)
+        self._seen = seen if admitted.verdict == "pass" else None
+        numbers = {f"{key}.pos": float(value) for key, value in zip(STATE_KEYS, seen.state, strict=True)}
+        return numbers | {name: frame.image for name, frame in frames.items()}
 
     def send_action(self, action: Mapping[str, float]) -> dict[str, float]:
         """Go towards an absolute target, as far as the gate allows; answers what was sent (on hold: the state)."""
         missing = [key for key in self.action_features if key not in action]
         if missing:
             raise ValueError(f"the action lacks {', '.join(missing)}; it needs {', '.join(self.action_features)}")
-        state, time_s = self._state()
-        wanted = np.array([float(action[key]) for key in self.action_features])
-        now = time.monotonic()
-        situation = Situation(now, state, time_s, state, now)
-        decision = self._gate.check(action_between(state, wanted), situation)
-        sent = np.array(decision.target)
-        if decision.verdict == "hold":
-            self._cell.arm.stop()
+        now = self._senses.robot({}, None)
+        sent = now.state.copy()
+        target = self._allowed(np.array([float(action[key]) for key in self.action_features]), now)
+        if target is None:
+            if self.config.live:
+                self._cell.arm.stop()
         else:
-            sent[:6] = self._cell.arm.command(decision.target[:6])
-            if self._cell.gripper is not None:
-                sent[6] = self._cell.gripper.command(float(decision.target[6]))
+            sent = target.copy()
+            if self.config.live:
+                sent[:6] = self._cell.arm.command(target[:6])
+                if self._cell.gripper is not None:
+                    sent[6] = self._cell.gripper.command(float(target[6]))
         return {f"{key}.pos": float(value) for key, value in zip(STATE_KEYS, sent, strict=True)}
 
-    def _state(self) -> tuple[np.ndarray, float]:
-        arm = self._cell.arm.read()
-        closedness = self._cell.gripper.read().closedness if self._cell.gripper is not None else 0.0
-        return np.array([*arm.pose, closedness]), arm.time_s
+    def _allowed(self, wanted: np.ndarray, now: Seen) -> np.ndarray | None:
+        """The state [7] to send for an absolute target [7]; None: hold."""
+        seen = self._seen
+        if seen is None or not np.isfinite(wanted).all() or unit_reasons(wanted):
+            return None
+        taken_s = min(seen.time_s, *(frame.time_s for frame in seen.frames.values()), np.inf)
+        held = now.gripper is not None and now.gripper.object_held
+        situation = Situation(time.monotonic(), now.state, now.time_s, seen.state, taken_s, object_held=held)
+        decision = self._gate.check(action_between(seen.state, wanted), situation)
+        return None if decision.verdict == "hold" else np.array(decision.target)
 
 
-def as_plugin() -> tuple[type, type]:
-    """Configuration and robot as LeRobot's own subclasses, registered as robot type "armworld"."""
+def as_plugin(module: str = __name__) -> tuple[type, type]:
+    """Configuration and robot as LeRobot's own subclasses, registered as robot type "armworld".
+
+    LeRobot looks for the robot in the module of its configuration, under that name without "Config".
+
+    Args:
+        module: Whose both say they are, and in which both must be found.
+    """
     robots = require("lerobot.robots", "lerobot")
-    config_type = type("ArmworldRobotConfig", (ArmworldRobotConfig, robots.RobotConfig), {})
+    where = {"__module__": module}
+    config_type = type("ArmworldRobotConfig", (ArmworldRobotConfig, robots.RobotConfig), where)
     robots.RobotConfig.register_subclass("armworld")(config_type)
-    return config_type, type("ArmworldRobot", (ArmworldRobot, robots.Robot), {"config_class": config_type})
+    return config_type, type("ArmworldRobot", (ArmworldRobot, robots.Robot), where | {"config_class": config_type})

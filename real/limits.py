@@ -30,7 +30,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Fingers:
-    """The fingertips at their widest: `length_m` along the flange's z, apart along its y turned by `yaw_rad`."""
+    """The fingertips, widest and longest: `length_m` along the flange's z, apart along its y turned by `yaw_rad`."""
 
     length_m: float
     half_span_m: float
@@ -45,8 +45,9 @@ class Fingers:
 
 # Franka Hand: tool centre 0.1034 m from the flange, 9 mm of finger beyond it; 80 mm opening; mounted at -45°.
 FRANKA_HAND = Fingers(0.1124, 0.05, -np.pi / 4)
-# Robotiq 2F-85: coupling 14 mm + 149.5 mm closed length; 85 mm opening plus the fingers' thickness.
-ROBOTIQ_2F85 = Fingers(0.1635, 0.055, 0.0)
+# Robotiq 2F-85: coupling 14 mm + 163 mm when closed, which is its longest (its fingers reach 13 mm farther closed than
+# open; sim_assets' model ends at 0.1734); 85 mm opening plus the fingers' thickness, which is its widest.
+ROBOTIQ_2F85 = Fingers(0.177, 0.055, 0.0)
 FINGERS = {"franka_hand": FRANKA_HAND, "robotiq_2f85": ROBOTIQ_2F85}
 
 

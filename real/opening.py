@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from armworld.evaluation.agents import load_model
+from armworld.real.agent_process import AgentGone
 from armworld.real.agents import plans
 from armworld.real.cameras import Framing
 from armworld.real.cell import Cell
 from armworld.real.limits import Limits
+from armworld.real.protocols import DeviceError
 from armworld.real.setup import CellConfig, sim_cell
 from armworld.real.simulated import SimulatedConfig, SimulatedRobot
 
@@ -49,6 +52,19 @@ def facts_of(model: Any, config: CellConfig) -> ModelFacts:
     if config.image_size and size != found.size:
         raise ValueError(f"the model sees {found.size[0]} x {found.size[1]}, --image-size says {config.image_size}")
     return found
+
+
+def told(verb: Callable[..., int]) -> Callable[..., int]:
+    """A verb of the command line: a lost device, or an agent that does not begin, ends it as a ValueError does."""
+
+    @functools.wraps(verb)
+    def run(*arguments: Any, **options: Any) -> int:
+        try:
+            return verb(*arguments, **options)
+        except (DeviceError, AgentGone) as error:
+            raise ValueError(str(error)) from error
+
+    return run
 
 
 def open_cell(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,10 +21,13 @@ from armworld.evaluation.files import plain
 PAGE = """<!doctype html><meta charset="utf-8"><title>armworld deploy</title>
 <style>body{font:16px system-ui;margin:1.5rem;background:#111;color:#eee}img{width:320px;image-rendering:pixelated;
 margin-right:1rem}button{font-size:2rem;background:#c00;color:#fff;border:0;padding:.5rem 2rem;border-radius:.5rem}
-td{padding:0 1rem 0 0}figure{display:inline-block;margin:0}svg{background:#222}</style>
-<h1>armworld deploy <small id="mode"></small></h1><p><button id="stop">STOP</button> <span id="said"></span>
+td{padding:0 1rem 0 0}.hold{background:#900}#lost{color:#f66}
+figure{display:inline-block;margin:0}svg{background:#222}</style>
+<h1>armworld deploy <small id="mode"></small></h1>
+<p><button id="stop">STOP</button> <span id="said"></span> <b id="lost"></b>
 <br><small>This button asks the program to stop. The hardware stop is the one by the robot.</small></p>
 <div id="views"></div><table id="facts"></table>
+<p id="curves"></p>
 <svg id="curve" width="640" height="120" viewBox="0 0 640 120"><polyline fill="none" stroke="#6cf"/></svg>
 <script>
 const views=document.getElementById('views'),shown={},values=[];
@@ -34,29 +37,38 @@ f.firstChild.textContent=name;views.append(f);shown[name]=f.lastChild}shown[name
 document.getElementById('stop').onclick=async()=>{const r=await fetch('/stop',{method:'POST'});
 document.getElementById('said').textContent=r.ok?'stopping':'failed'};
 async function tick(){try{const s=await(await fetch('/status')).json();
+document.getElementById('lost').textContent='';
 document.getElementById('mode').textContent=s.live?'LIVE':'dry run';s.images.forEach(show);
 const t=document.getElementById('facts');t.textContent='';
 for(const[k,v]of Object.entries(s.facts)){const r=t.insertRow();
-r.insertCell().textContent=k;r.insertCell().textContent=v}
+if(v==='hold')r.className='hold';r.insertCell().textContent=k;r.insertCell().textContent=v}
 if(s.distance!==null&&s.step!==values.at(-1)?.[0])values.push([s.step,s.distance]);
 const top=Math.max(...values.map(v=>v[1]),1e-9),n=Math.max(values.length-1,1);document.querySelector('polyline')
-.setAttribute('points',values.map((v,i)=>`${640*i/n},${115-110*v[1]/top}`).join(' '))}catch(e){}setTimeout(tick,250)}
+.setAttribute('points',values.map((v,i)=>`${640*i/n},${115-110*v[1]/top}`).join(' '));
+document.getElementById('curves').textContent=values.length?
+`Imagined distance to the goal shown, steps ${values[0][0]} to `+
+`${values.at(-1)[0]}: now ${values.at(-1)[1].toFixed(4)}, top of the picture ${top.toFixed(4)}`:''}catch(e){
+document.getElementById('lost').textContent='no answer: the loop has ended, or hangs'}setTimeout(tick,250)}
 tick()</script>"""
 
 
 class LivePage:
-    """Serves the page from a thread. `publish` is called by the loop, `on_stop` by the button."""
+    """Serves the page from a thread. `publish` is called by the loop, `on_stop` by the button.
+
+    `goal_images` has the pictures of each sub-goal; the one that the agent plans for is shown.
+    """
 
     def __init__(
         self,
         on_stop: Callable[[str], None],
         live: bool,
-        goal_images: Mapping[str, np.ndarray],
+        goal_images: Sequence[Mapping[str, np.ndarray]],
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
         self._lock = threading.Lock()
-        self._images = {f"goal {name}": image for name, image in goal_images.items()}
+        self._goals = [{f"goal {name}": image for name, image in images.items()} for images in goal_images]
+        self._images = dict(self._goals[0])
         self._status: dict[str, Any] = {"live": live, "step": -1, "distance": None, "facts": {}}
         self._server = ThreadingHTTPServer((host, port), _handler(self, on_stop, host))
         self._server.daemon_threads = True
@@ -74,9 +86,10 @@ class LivePage:
         facts = {"step": row["step"], "verdict": row["verdict"], "state": _short(row["state"])}
         facts |= {"reasons": "; ".join(text for _, text in row["reasons"]), "proposed": _short(row["proposed"])}
         facts |= {f"{name} s": round(value, 3) for name, value in row["latency"].items()}
-        facts |= {name: agent[name] for name in ("energy", "cost", "subgoal") if name in agent}
+        facts |= {name: round(agent[name], 4) for name in ("energy", "cost", "subgoal") if name in agent}
+        goal = self._goals[min(int(agent.get("subgoal", 0)), len(self._goals) - 1)]
         with self._lock:
-            self._images |= dict(images)
+            self._images |= goal | dict(images)
             self._status |= {"step": row["step"], "distance": agent.get("energy"), "facts": facts}
 
     def status(self) -> dict[str, Any]:

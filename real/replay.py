@@ -17,9 +17,10 @@ from rich.console import Console
 from armworld.real.agent_process import InlineAgent
 from armworld.real.agents import ReplayAgent, ServoAgent
 from armworld.real.cell import SessionConfig
-from armworld.real.gate import SafetyGate, Situation
+from armworld.real.gate import ACTION_UNITS, SafetyGate, Situation, check_units
 from armworld.real.journal import Journal, JournalError, read_journal
 from armworld.real.limits import Box, Fingers, Limits
+from armworld.real.opening import told
 from armworld.real.session import Session
 from armworld.real.setup import sim_cell
 from armworld.real.simulated import SimulatedConfig, SimulatedRobot
@@ -44,7 +45,8 @@ class ReplayConfig:
 
 
 def limits_of(header: dict[str, Any]) -> Limits:
-    """The limits that a log was made under."""
+    """The limits that a log was made under. ValueError where its actions are in other units than the gate's."""
+    check_units(header.get("units", ACTION_UNITS))
     values: dict[str, Any] = dict(header["limits"])
     for name in ("workspace", "fingertips"):
         values[name] = _box(values[name])
@@ -89,6 +91,7 @@ def _situation(values: dict[str, Any]) -> Situation:
     return Situation(**found)
 
 
+@told
 def replay(config: ReplayConfig, console: Console | None = None) -> int:
     """Judge the log again, and repeat it if asked. Exit code 1 if a decision differs."""
     console = console or Console()

@@ -32,7 +32,7 @@ class CellConfig:
     Attributes:
         sim: Use the simulated robot (real client, loopback) instead of hardware.
         host: FCI address of the arm.
-        hand: The gripper at the flange: franka_hand, robotiq_2f85 or none.
+        hand: The gripper at the flange: franka_hand, robotiq_2f85 or none. The simulated robot's has a 2F-85's shape.
         hand_port: Serial device of the Robotiq gripper.
         activate_hand: Let the Robotiq gripper activate at connect: it opens and closes fully.
         cameras: NAME=KIND:SOURCE each, such as left=opencv:/dev/video0, wrist=realsense:912112070000,
@@ -106,7 +106,7 @@ class CellConfig:
             workspace=to_box(workspace),
             fingertips=to_box(fingertips),
             keep_out=tuple(to_box(numbers) for numbers in self.keep_out),
-            fingers=FINGERS["franka_hand" if self.hand == "none" else self.hand],
+            fingers=FINGERS["robotiq_2f85" if self.sim else "franka_hand" if self.hand == "none" else self.hand],
             step_seconds=step_seconds,
             max_speed=self.max_speed,
             max_rotation_rate=self.max_rotation_rate,
@@ -163,4 +163,4 @@ def make_camera(text: str, framing: Framing) -> tuple[str, PolledCamera]:
 def sim_cell(robot: SimulatedRobot) -> Cell:
     """The simulated robot's devices."""
     cameras = {name: robot.camera(name) for name in robot.config.cameras}
-    return Cell(robot.arm(), robot.gripper(), cameras)
+    return Cell(robot.arm(), robot.gripper(), cameras, robot)

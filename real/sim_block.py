@@ -11,20 +11,35 @@ from pathlib import Path
 import numpy as np
 
 HEADER = 32  # float64 entries; see the slices below
-TICK, SIM_TIME, WIDTH, COMMANDED = 0, 1, 2, 3  # even tick: the entries belong together
+TICK, SIM_TIME, WIDTH, TOUCHES = 0, 1, 2, 3  # even tick: the entries belong together
 JOINTS = slice(4, 11)
 OBJECT = slice(11, 18)  # position and quaternion (w, x, y, z)
+PLACE = slice(18, 25)  # where the object is asked to stand, the same way
+ASKED, PLACED = 25, 26  # the latest placement that was asked for, and the latest that was done
 CAMERA_HEADER = 2  # frame id, capture time
 
 
 @dataclass(frozen=True)
 class RobotSample:
-    """The simulated robot at one moment: joints [7] rad, hand opening m, object pose [7], simulated time s."""
+    """The simulated robot at one moment.
+
+    Attributes:
+        joints: [7], rad.
+        width_m: The hand's opening, m.
+        object_pose: Position (m) and quaternion (w, x, y, z) [7] of the object's origin.
+        sim_time_s: Simulated time, s.
+        touched: Whether the robot touches the object.
+        supported: Whether anything else does.
+        placed: How many placements of the object were done.
+    """
 
     joints: np.ndarray
     width_m: float
     object_pose: np.ndarray
     sim_time_s: float
+    touched: bool = False
+    supported: bool = False
+    placed: int = 0
 
 
 class SharedBlock:
@@ -46,11 +61,13 @@ class SharedBlock:
         path.write_bytes(bytes(8 * (HEADER + CAMERA_HEADER * count) + 2 * count * size[0] * size[1] * 3))
         return cls(path, cameras, size)
 
-    def write_robot(self, joints: np.ndarray, width_m: float, pose: np.ndarray, sim_time_s: float) -> None:
-        self._head[TICK] += 1
-        self._head[JOINTS], self._head[WIDTH], self._head[OBJECT] = joints, width_m, pose
-        self._head[SIM_TIME] = sim_time_s
-        self._head[TICK] += 1
+    def write_robot(self, sample: RobotSample) -> None:
+        head = self._head
+        head[TICK] += 1
+        head[JOINTS], head[WIDTH], head[OBJECT] = sample.joints, sample.width_m, sample.object_pose
+        head[SIM_TIME], head[TOUCHES] = sample.sim_time_s, sample.touched + 2 * sample.supported
+        head[PLACED] = sample.placed
+        head[TICK] += 1
 
     def read_robot(self) -> RobotSample:
         head = np.array(self._head)
@@ -58,7 +75,26 @@ class SharedBlock:
             if head[TICK] % 2 == 0 and self._head[TICK] == head[TICK]:
                 break
             head = np.array(self._head)
-        return RobotSample(head[JOINTS], float(head[WIDTH]), head[OBJECT], float(head[SIM_TIME]))
+        touches = int(head[TOUCHES])
+        return RobotSample(
+            joints=head[JOINTS],
+            width_m=float(head[WIDTH]),
+            object_pose=head[OBJECT],
+            sim_time_s=float(head[SIM_TIME]),
+            touched=bool(touches & 1),
+            supported=bool(touches & 2),
+            placed=int(head[PLACED]),
+        )
+
+    def ask_placement(self, pose: np.ndarray) -> int:
+        """Ask for the object to be put at a pose [7], at rest; answers the placement's number."""
+        self._head[PLACE] = pose
+        self._head[ASKED] += 1
+        return int(self._head[ASKED])
+
+    def placement(self) -> tuple[int, np.ndarray]:
+        """The latest placement that was asked for: its number (0: none yet) and pose [7]."""
+        return int(self._head[ASKED]), np.array(self._head[PLACE])
 
     def write_frame(self, camera: int, image: np.ndarray, time_s: float) -> None:
         number = int(self._frames[camera, 0]) + 1

@@ -13,9 +13,9 @@ import time
 import numpy as np
 
 from armworld.real.sim_block import RobotSample, SharedBlock
+from armworld.real.sim_hand import closedness_at
 from armworld.real.sim_server import _end_with_parent, parse
 
-HAND_WIDTH_M = 0.08
 GRIPPER_STEPS = 100  # physics steps of 2 ms after which the drawn gripper stands at its new opening
 
 
@@ -30,6 +30,7 @@ class Twin:
         objects = (arguments.object,) if arguments.object else ()
         size = tuple(arguments.size)
         config = SceneConfig(robot=arguments.robot, lab=arguments.lab, objects=objects)
+        self._robot = arguments.robot
         self._scene = Simulator(config, max_image_size=size)
         self._size, self._closed = size, -1.0
         self._scene.reset()
@@ -38,7 +39,7 @@ class Twin:
         """Arm, gripper and object as in the sample."""
         import mujoco
 
-        scene, closed = self._scene, float(np.clip(1 - sample.width_m / HAND_WIDTH_M, 0, 1))
+        scene, closed = self._scene, closedness_at(sample.width_m, self._robot)
         if abs(closed - self._closed) > 0.01:
             self._closed = closed
             scene.data.actuator("gripper").ctrl[:] = closed

@@ -22,11 +22,13 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from armworld.real.sim_block import SharedBlock
+from armworld.real.sim_block import RobotSample, SharedBlock
 from armworld.sim_assets.catalog import HOME_QPOS, object_spec
 from armworld.types import require
 
 SHARE_EVERY = 10  # physics steps of 1 ms between two writes to the shared block
+FINGER_M = 0.0425  # travel of one finger: the 2F-85's opening of 85 mm, where the Franka Hand's is 80
+LONGER_M = 0.05  # by which the 2F-85's pads are farther from the flange than the Franka Hand's
 
 
 class LoopbackSockets:
@@ -66,6 +68,22 @@ def answer_broken_off_motions() -> None:
         setattr(hand.FrankaGripperServer, name, first_answer(getattr(hand.FrankaGripperServer, name)))
 
 
+def shape_hand(world: Any) -> None:
+    """Give franky-sim's Franka Hand the reach, the mounting and the opening of a Robotiq 2F-85, before it starts.
+
+    The cameras show a 2F-85, which the models know, and its fingers must be where the pictures show them: parallel
+    fingers stay, along the flange's y, their pads as far out as the 2F-85's when it is half closed. What is left is
+    the arc that a 2F-85's pads move on (13 mm along the flange's z) and their height.
+    """
+    (hand,) = world.worldbody.findall(".//body[@name='robot0_hand']")
+    x, y, z = map(float, hand.get("pos").split())
+    hand.set("pos", _text((x, y, z + LONGER_M)))
+    hand.set("quat", "1 0 0 0")
+    for joint in hand.iter("joint"):
+        joint.set("range", _text((0.0, FINGER_M)))
+    world.scene.find("option").attrib.update(cone="elliptic", impratio="10")  # held objects creep otherwise
+
+
 def add_object(world: Any, name: str, position: tuple[float, float, float]) -> None:
     """Put an object of the catalogue, upright on the table, into franky-sim's scene before it starts.
 
@@ -103,30 +121,52 @@ def serve(arguments: argparse.Namespace) -> None:
     block = SharedBlock(arguments.block, tuple(arguments.cameras), tuple(arguments.size))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with MujocoSimulator() as world:
-        robot = world.add_robot(initial_q=tuple(HOME_QPOS), initial_hand_width=0.08)
+        shaped = arguments.robot == "robotiq_2f85"
+        robot = world.add_robot(initial_q=tuple(HOME_QPOS), initial_hand_width=2 * FINGER_M if shaped else 0.08)
+        if shaped:
+            shape_hand(world)
         if arguments.object:
             add_object(world, arguments.object, tuple(arguments.object_position))
-        ticks = 0
+        ticks = placed = 0
 
         def share(simulator: Any) -> None:
-            nonlocal ticks
+            nonlocal ticks, placed
             ticks += 1
             if ticks % SHARE_EVERY == 0:
-                _share(block, simulator, robot, arguments.object)
+                placed = _place(block, simulator, arguments.object, placed)
+                _share(block, simulator, robot, arguments.object, placed)
 
         world.register_post_step_callback(share)
         with SimulationServer(world) as server:
-            _share(block, world, robot, arguments.object)
+            _share(block, world, robot, arguments.object, placed)
             print(json.dumps({"host": robot.hostname, "pid": os.getpid()}), flush=True)
             server.run_forever()
 
 
-def _share(block: SharedBlock, world: Any, robot: Any, name: str | None) -> None:
-    pose = np.zeros(7)
+def _place(block: SharedBlock, world: Any, name: str | None, placed: int) -> int:
+    """Put the object where it was asked to stand, if that is news; answers the latest placement's number."""
+    asked, pose = block.placement()
+    if name and asked != placed:
+        joint = world.data.joint(name)
+        joint.qpos[:], joint.qvel[:] = pose, 0
+    return asked
+
+
+def _share(block: SharedBlock, world: Any, robot: Any, name: str | None, placed: int) -> None:
+    pose, touched, supported = np.zeros(7), False, False
     if name:
         body = world.data.body(name)
         pose = np.concatenate([body.xpos, body.xquat])
-    block.write_robot(np.array(robot.inner_state.q), robot.hand_width, pose, float(world.data.time))
+        touched, supported = _contacts(world, body.id)
+    joints, time_s = np.array(robot.inner_state.q), float(world.data.time)
+    block.write_robot(RobotSample(joints, robot.hand_width, pose, time_s, touched, supported, placed))
+
+
+def _contacts(world: Any, body: int) -> tuple[bool, bool]:
+    """Whether the robot, and whether anything else touches a body."""
+    owners = world.model.geom_bodyid[world.data.contact.geom]  # [C, 2]
+    others = owners[(owners == body).any(1)].sum(1) - body
+    return bool((others > 0).any()), bool((others == 0).any())  # the ground is the world's, body 0
 
 
 def _end_with_parent() -> None:

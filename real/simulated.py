@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from armworld.real.franky_arm import FrankyArm
-from armworld.real.grippers import FrankaHand
 from armworld.real.protocols import Context, DeviceLost, Feature, Frame, camera_features
 from armworld.real.sim_block import RobotSample, SharedBlock
+from armworld.real.sim_hand import SimulatedHand
 
 START_S = 90.0  # compiling the scene and finding an OpenGL backend take seconds; a loaded machine more
+PLACE_S = 20.0  # for an object to be put somewhere, on a loaded machine
 LOST_S = 1.0  # without a frame for so long, a camera counts as unplugged
 
 
@@ -35,7 +36,9 @@ class SimulatedConfig:
         rate_hz: Frames a second.
         object: An object of the catalogue on the table, or None.
         object_position: Of its underside's centre, m.
-        lab, robot: What the cameras show (the physics is always an FR3 with a Franka Hand).
+        lab: What the cameras show.
+        robot: What they show at the arm. The physics is an FR3 with franky-sim's hand; for robotiq_2f85 that hand
+            has the 2F-85's reach, mounting and opening.
     """
 
     cameras: tuple[str, ...] = ("left",)
@@ -78,8 +81,8 @@ class SimulatedRobot:
         """The real client's arm, without a real-time kernel."""
         return FrankyArm(self.host, realtime=False, **options)  # type: ignore[arg-type]
 
-    def gripper(self) -> FrankaHand:
-        return FrankaHand(self.host)
+    def gripper(self) -> SimulatedHand:
+        return SimulatedHand(self.host, self.config.robot)
 
     def camera(self, name: str) -> SimulatedCamera:
         return SimulatedCamera(self.block_path, self.config.cameras, self.config.size, name)
@@ -87,6 +90,20 @@ class SimulatedRobot:
     def truth(self) -> RobotSample:
         """Where the simulated robot really is, past all clients."""
         return self.block.read_robot()
+
+    def place_object(self, position: np.ndarray, yaw: float) -> None:
+        """Stand the object with its origin at `position` [3] (m), turned by `yaw` (rad), at rest.
+
+        Raises:
+            DeviceLost: The simulated robot does not answer.
+        """
+        half = yaw / 2
+        number = self.block.ask_placement(np.array([*position, np.cos(half), 0.0, 0.0, np.sin(half)]))
+        end = time.monotonic() + PLACE_S
+        while self.truth().placed < number:
+            if time.monotonic() > end:
+                raise DeviceLost("the simulated robot did not put its object anywhere: is its process alive?")
+            time.sleep(0.01)
 
     def close(self) -> None:
         """End both processes, frozen or not."""

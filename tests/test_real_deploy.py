@@ -21,8 +21,7 @@ from armworld.real.fakes import FakeArm, FakeCamera, FakeGripper
 from armworld.real.gate import SafetyGate
 from armworld.real.goals import load_goal, save_goal
 from armworld.real.journal import JournalError, read_journal
-from armworld.real.lerobot_robot import ArmworldRobot, ArmworldRobotConfig
-from armworld.real.limits import FRANKA_HAND, Box, Limits
+from armworld.real.limits import FRANKA_HAND, ROBOTIQ_2F85, Box, Limits
 from armworld.real.page import LivePage
 from armworld.real.preflight import Preflight, preflight
 from armworld.real.setup import CellConfig, parse_camera
@@ -68,7 +67,7 @@ def test_the_command_line_gives_the_documented_defaults(tmp_path):
     config = parse(DeployConfig, ["deploy", "--sim", "--out", str(tmp_path)], "")
     assert config == DeployConfig(sim=True, out=tmp_path)
     limits = DeployConfig(sim=True).limits(0.25)
-    assert limits.fingers == FRANKA_HAND and limits.max_plan_age > 1
+    assert limits.fingers == ROBOTIQ_2F85 and limits.max_plan_age > 1
 
 
 def test_dry_by_default_and_listening_on_loopback():
@@ -209,7 +208,7 @@ def fetch(url, data=None, host=None):
 def test_the_live_page_shows_status_and_stops(tmp_path):
     said = []
     image = np.zeros((8, 8, 3), np.uint8)
-    page = LivePage(said.append, live=False, goal_images={"left": image})
+    page = LivePage(said.append, live=False, goal_images=[{"left": image}, {"left": image + 9}])
     try:
         assert page.address.startswith("http://127.0.0.1:")
         row = {"step": 3, "verdict": "pass", "state": np.zeros(7), "reasons": (), "proposed": None}
@@ -221,25 +220,13 @@ def test_the_live_page_shows_status_and_stops(tmp_path):
             fetch(page.address + "status", host="evil.example")
         with pytest.raises(urllib.error.HTTPError, match="404"):
             fetch(page.address + "image/none")
+        first = fetch(page.address + "image/goal%20left")
+        page.publish(row | {"latency": {}, "agent": {"energy": 0.4, "subgoal": 1}}, {"left": image})
+        assert fetch(page.address + "image/goal%20left") != first  # the sub-goal that is planned for
         fetch(page.address + "stop", data=b"")
         assert said == ["stop button"]
     finally:
         page.close()
-
-
-def test_the_lerobot_shim_answers_what_was_sent():
-    cell = Cell(FakeArm(), FakeGripper(), {"left": FakeCamera()})
-    robot = ArmworldRobot(ArmworldRobotConfig(CellConfig(sim=True)), cell)
-    assert robot.observation_features["left"] == (48, 64, 3) and robot.action_features["gripper.pos"] is float
-    robot.connect()
-    seen = robot.get_observation()
-    target = {key: seen[key] for key in robot.action_features} | {"x.pos": seen["x.pos"] + 0.5}
-    sent = robot.send_action(target)
-    assert sent["x.pos"] - seen["x.pos"] == pytest.approx(0.0625)  # the gate shortened it
-    with pytest.raises(ValueError, match=r"lacks y\.pos"):
-        robot.send_action({key: value for key, value in target.items() if key != "y.pos"})
-    robot.disconnect()
-    assert not robot.is_connected
 
 
 def test_a_torn_journal_is_read_up_to_its_last_line(tmp_path):

@@ -1,7 +1,6 @@
 """The whole chain without hardware: real franky client, FCI on loopback, simulated robot and cameras."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ pytest.importorskip("franky_sim")
 
 sys.path.append(str(Path(__file__).parent))  # for the rig
 from real_rig import note
+from real_sockets import listening
 
 from armworld.cli import run
 from armworld.datasets.trajectory import read_episode, read_metadata
@@ -99,23 +99,6 @@ def test_nothing_of_the_simulated_robot_listens_beyond_loopback(robot):
     with robot.arm(), robot.gripper():
         addresses = listening(robot.server.pid)
     assert addresses and all(address.startswith("127.") for address in addresses), addresses
-
-
-def listening(pid: int) -> list[str]:
-    """Local addresses of a process's listening TCP sockets and its UDP sockets."""
-    inodes = set()
-    for handle in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.readlink(handle)
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
-    found = []
-    for kind in ("tcp", "udp"):
-        for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[9] in inodes and (kind == "udp" or fields[3] == "0A"):
-                packed = bytes.fromhex(fields[1].split(":")[0])[::-1]
-                found.append(".".join(map(str, packed)))
-    return found
 
 
 def outcomes_of(folder: Path) -> list[dict]:

@@ -1,0 +1,167 @@
+"""A deployment plans with the settings that a simulation of the same task does; goals say what can be compared."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from armworld.evaluation.agents import USUAL, AgentSettings
+from armworld.evaluation.setup import make_cell
+from armworld.real import drawn
+from armworld.real.agents import ServoAgent, agent_settings, build_agent
+from armworld.real.cameras import Framing
+from armworld.real.deploy import DeployConfig
+from armworld.real.goals import load_goal, save_goal
+from armworld.real.sim_block import RobotSample
+from armworld.real.sim_hand import CLOSEDNESS, closedness_at
+from armworld.types import Goal
+
+DOWN = np.array([0.45, 0.0, 0.35, np.pi, 0.0, 0.0, 0.0])
+
+
+class Setup:
+    """Of a simulation: what `make_cell` asks of it beside the task."""
+
+    camera = "left"
+
+    def env_kwargs(self, *_: str) -> dict[str, Any]:
+        return {}
+
+    def model_of(self, agent: str) -> str:
+        return "default"
+
+
+@pytest.mark.parametrize("task", sorted(USUAL))
+@pytest.mark.parametrize("agent", ["cem", "mppi", "cem_published"])
+def test_the_settings_are_those_of_the_simulation(task: str, agent: str) -> None:
+    own: dict[str, Any] = {"samples": 17, "max_yaw": 0.1}
+    config = DeployConfig(sim=True, agent=agent, task=task, goal=(Path("goal"),), **own)
+    given: Any = Setup()
+    simulated = make_cell(given, AgentSettings(**own), (task, "cup", "lab1"), agent, Path("out"))
+    assert agent_settings(agent, task, config, None) == simulated.settings
+    assert simulated.settings is not None and simulated.settings.samples == 17
+
+
+def goal_of(*states: np.ndarray | None) -> Goal:
+    image = np.zeros((16, 16, 3), np.uint8)
+    seen = tuple({"left": image} if state is None else {"left": image, "state": state} for state in states)
+    return Goal(seen, (5,) * len(seen))
+
+
+def test_the_gripper_is_compared_with_the_recorded_one_where_there_is_one() -> None:
+    captured, photo = goal_of(DOWN, DOWN), goal_of(DOWN, None)
+    assert agent_settings("cem", "pick_place", AgentSettings(), captured).goal_gripper is True
+    assert agent_settings("cem", "pick_place", AgentSettings(), photo).goal_gripper is False
+    assert agent_settings("cem", "reach", AgentSettings(), photo).goal_gripper is None
+    with pytest.raises(ValueError, match="a goal is a picture only"):
+        agent_settings("cem", "pick_place", AgentSettings(goal_gripper=True), photo)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "juggle"}, "'juggle'; valid: .*pick_place"),
+        ({"task": "reach_with_object"}, "'reach_with_object'; valid: "),
+        ({"task": "grasp", "object": "none"}, "grasp needs an --object"),
+        ({"task": "grasp", "done_m": 0.01}, "--done-m"),
+        ({"goal": (Path("a"), Path("b")), "done_m": 0.01}, "--done-m"),
+    ],
+)
+def test_tasks_that_make_no_sense_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DeployConfig(sim=True, **changes)
+
+
+def test_goal_folders_in_order_keep_their_grippers(tmp_path: Path) -> None:
+    image = np.zeros((16, 16, 3), np.uint8)
+    for index, grip in enumerate((0.0, 0.4, 0.4)):
+        save_goal(tmp_path / f"{index}", {"state": np.append(DOWN[:6], grip), "left": image})
+    paths = [tmp_path / f"{index}" for index in range(3)]
+    goal = load_goal(paths, (4, 10, 4), {"left": Framing((16, 16))})
+    assert [float(seen["state"][6]) for seen in goal.observations] == pytest.approx([0, 0.4, 0.4])
+    assert goal.budgets == (4, 10, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"state": [0.4, 0, 0.3, 180, 0, 0, 0]}', "degrees where radians are expected"),
+        ('{"state": [400, 0, 300, 3.1, 0, 0, 0]}', "millimetres for metres"),
+        ('{"state": [0.4, 0, 0.3, 3.1, 0, 0, 85]}', r"outside \[0, 1\]"),
+        ('{"state": [0.4, 0, 0.3, 3.1, 0, 0, 0], "units": {"rotation": "deg"}}', "must be in 'm'"),
+    ],
+)
+def test_a_goal_in_other_units_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
+    save_goal(tmp_path, {"state": DOWN, "left": np.zeros((16, 16, 3), np.uint8)})
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_goal([tmp_path], (5,), {"left": Framing((16, 16))})
+
+
+def test_the_expert_grips_fully_but_only_where_the_arm_has_arrived() -> None:
+    near, there = DOWN + np.eye(7)[0] * 0.03, np.append(DOWN[:6], 0.4)
+    agent = build_agent("expert", "", 0, AgentSettings(full_grip=True))
+    assert isinstance(agent, ServoAgent)
+    agent.reset(Goal(({"state": there},), (5,)))
+    assert agent.act({"state": near.astype(np.float32)})[6] == 0
+    assert agent.act({"state": DOWN.astype(np.float32)})[6] == 1
+    assert agent.act({"state": there.astype(np.float32)})[6] == 0  # it goes on pressing
+    plain = build_agent("expert", "", 0, AgentSettings())
+    plain.reset(Goal(({"state": there},), (5,)))
+    assert plain.act({"state": near.astype(np.float32)})[6] == pytest.approx(0.4)
+
+
+def test_openings_and_closednesses_of_the_simulated_hand_belong_together() -> None:
+    assert closedness_at(0.085, "robotiq_2f85") == 0 and closedness_at(0.0, "robotiq_2f85") == CLOSEDNESS[-1]
+    widths = np.linspace(0, 0.085, 30)
+    assert (np.diff([closedness_at(width, "robotiq_2f85") for width in widths]) < 0).all()
+    assert closedness_at(0.02, "franka_hand") == pytest.approx(0.75)
+
+
+class World:
+    """A simulated robot that stands still."""
+
+    def __init__(self, position: tuple[float, float, float], tilt: float = 0.0, **touches: bool) -> None:
+        pose = np.array([*position, np.cos(tilt / 2), np.sin(tilt / 2), 0, 0])
+        self.sample = RobotSample(np.zeros(7), 0.05, pose, 1.0, **touches)
+
+    def truth(self) -> RobotSample:
+        return self.sample
+
+
+TARGET = np.array([0.5, 0.1, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("task", "world", "solved"),
+    [
+        ("pick_place", World((0.52, 0.1, 0.0), supported=True), True),
+        ("pick_place", World((0.52, 0.1, 0.0), supported=True, touched=True), False),  # still held
+        ("pick_place", World((0.56, 0.1, 0.0), supported=True), False),
+        ("pick_place", World((0.5, 0.1, 0.0), tilt=0.5, supported=True), False),
+        ("grasp", World((0.5, 0.1, 0.05), touched=True), True),
+        ("grasp", World((0.5, 0.1, 0.01), touched=True), False),
+        ("grasp", World((0.5, 0.1, 0.05)), False),
+    ],
+)
+def test_the_simulated_world_judges_objects_as_the_tasks_do(monkeypatch, task: str, world: Any, solved: bool) -> None:
+    monkeypatch.setattr(drawn, "REST_S", 0.0)
+    assert drawn.judge(task, TARGET, 0.0, world).solved is solved
+
+
+def test_a_drawn_task_is_that_of_the_simulation_with_the_same_seed() -> None:
+    import gymnasium
+
+    import armworld.envs  # noqa: F401
+
+    task = drawn.draw_task("pick_place", "cup", "lab1", "left", 64, 0.25, 1_000_003, subgoals=False)
+    env = gymnasium.make("armworld/PickPlace-v0", image_size=64)
+    _, info = env.reset(seed=1_000_003)
+    env.close()
+    assert task.start is not None and task.object_at is not None and task.goal.budgets == info["goal"].budgets
+    np.testing.assert_array_equal(task.start, info["draws"]["start_state"])
+    np.testing.assert_array_equal(task.object_at, info["draws"]["objects"]["cup"])
+    for mine, theirs in zip(task.goal.observations, info["goal"].observations, strict=True):
+        np.testing.assert_array_equal(mine["left"], theirs["left"])
+        np.testing.assert_array_equal(mine["state"], theirs["state"])
