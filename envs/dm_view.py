@@ -1,4 +1,12 @@
-"""A `dm_env` view of an environment, for agents and viewers of the dm_control ecosystem. Needs armworld[dm]."""
+"""A `dm_env` view of an environment, for agents and viewers of the dm_control ecosystem. Needs armworld[dm].
+
+    view = as_dm_env(ArmEnv("grasp"), seed=0)
+    view.physics.named.data.site_xpos["tip"]        # dm_control's Physics on the very same simulation
+    dm_control.viewer.launch(view, policy)          # its viewer, where there is a display
+
+composer's variations are not used: ours (`armworld.envs.randomization`) are plain numbers that a recorded episode
+carries, from which its images are drawn again.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +22,9 @@ from armworld.types import require
 def as_dm_env(env: ArmEnv, seed: int | None = None) -> Any:
     """The same environment as a `dm_env.Environment`.
 
-    Observations and actions are unchanged. `reward` is minus the distance to the goal (m); an episode ends by time
-    only, so its last step keeps discount 1.
+    Observations and actions are unchanged. `physics` is the scene as `dm_control.mujoco.Physics`, sharing its data,
+    for named indexing, `render` and dm_control's viewer; step through the view, not through it. `reward` is minus the
+    distance to the goal (m); an episode ends by time only, so its last step keeps discount 1.
 
     Args:
         env: The environment; the view owns it and closes it.
@@ -33,6 +42,16 @@ def as_dm_env(env: ArmEnv, seed: int | None = None) -> Any:
         def __init__(self) -> None:
             self._seed = seed
             self._running = False
+            self._physics: Any = None
+
+        @property
+        def physics(self) -> Any:
+            if self._physics is None:
+                engine = require("dm_control.mujoco", "dm")
+                saved = env.simulator.save()
+                self._physics = engine.Physics(engine.wrapper.MjData(env.simulator.data))
+                env.simulator.restore(saved)  # making it computes forces without the motors
+            return self._physics
 
         def reset(self) -> Any:
             observation, _ = env.reset(seed=self._seed)

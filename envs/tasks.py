@@ -36,7 +36,7 @@ LIFTED = 0.02  # m that the underside of a held object must be above the table
 DWELL = 3  # success: the predicate holds now and at the two previous steps
 SLIP_SPEED = 0.02  # m/s between a held object and the fingertips
 REST_SPEED = 0.01  # m/s of an object at rest
-UPRIGHT = np.deg2rad(15)
+UPRIGHT = float(np.deg2rad(15))
 
 
 class Task(ABC):

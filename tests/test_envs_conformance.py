@@ -184,8 +184,9 @@ def test_random_agent_stays_in_bounds_and_repeats() -> None:
         RandomAgent(np.random.default_rng(0), np.ones(6))
 
 
-def test_vector_environment_equals_single_ones() -> None:
-    vector = gymnasium.make_vec("armworld/Reach-v0", num_envs=2, vectorization_mode="sync", image_size=32)
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.slow)])
+def test_vector_environment_equals_single_ones(mode: str) -> None:
+    vector = gymnasium.make_vec("armworld/Reach-v0", num_envs=2, vectorization_mode=mode, image_size=32)
     observations, _ = vector.reset(seed=4)  # the copies get 4 and 5
     for index, seed in enumerate((4, 5)):
         env = make()
@@ -193,4 +194,7 @@ def test_vector_environment_equals_single_ones() -> None:
         for key, value in single.items():
             np.testing.assert_array_equal(observations[key][index], value)
         env.close()
+    observations, rewards, _, truncated, infos = vector.step(np.zeros((2, 7), np.float32))
+    assert observations["left"].shape == (2, 32, 32, 3) and rewards.shape == (2,) and not truncated.any()
+    assert infos["reached_state"].shape == (2, 7) and (infos["distance_m"] == -rewards).all()
     vector.close()

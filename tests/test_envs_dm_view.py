@@ -27,3 +27,23 @@ def test_view_follows_the_protocol_and_the_environment() -> None:
     assert view.step(action).first()
     view.close()
     env.close()
+
+
+def test_physics_is_the_very_same_simulation() -> None:
+    pytest.importorskip("dm_control")
+    from armworld.envs.dm_view import as_dm_env
+
+    env, other = ArmEnv(cameras=(), max_steps=4), ArmEnv(cameras=(), max_steps=4)
+    view, action = as_dm_env(env, seed=3), np.array([0.05, 0, 0, 0, 0, 0, -0.5])
+    view.reset()
+    other.reset(seed=3)
+    for _ in range(2):
+        view.step(action)
+        other.step(action)
+        physics = view.physics
+        np.testing.assert_array_equal(physics.named.data.site_xpos["tip"], env.simulator.tip)
+        np.testing.assert_array_equal(physics.data.qpos, other.simulator.data.qpos)
+    view.reset()
+    assert view.physics is physics and physics.data.ptr is env.simulator.data
+    view.close()
+    other.close()

@@ -92,6 +92,22 @@ def test_grasp_does_not_count_in_the_air_without_fingers(grasp: ArmEnv) -> None:
     assert not grasp.task.solved(grasp.simulator)
 
 
+def nudge(env: ArmEnv, shift: np.ndarray) -> None:
+    """Move the object by `shift` [3] (m) as it hangs or stands, and find the contacts anew."""
+    env.simulator.data.joint(env.task.object).qpos[:3] += shift
+    env.simulator.restore(env.simulator.save())
+
+
+def test_grasp_does_not_count_with_one_finger(grasp: ArmEnv) -> None:
+    sim = grasp.simulator
+    lift(grasp, 0.06)
+    heading = sim.finger_heading
+    nudge(grasp, 0.002 * np.array([np.cos(heading), np.sin(heading), 0.0]))
+    contact = sim.contact_report()[grasp.task.object]
+    assert contact["left"] != contact["right"] and not contact["other"]
+    assert not grasp.task.solved(sim)
+
+
 def test_grasp_does_not_count_while_slipping(grasp: ArmEnv) -> None:
     lift(grasp, 0.06)
     joint = grasp.simulator.data.joint(grasp.task.object)
@@ -148,6 +164,18 @@ def test_placed_object_does_not_count_lying(place: ArmEnv) -> None:
     assert not place.task.solved(place.simulator)
 
 
+@pytest.mark.parametrize(("degrees", "expected"), [(13, True), (17, False)])
+def test_placed_object_counts_when_upright_within_fifteen_degrees(
+    place: ArmEnv, degrees: float, expected: bool
+) -> None:
+    put(place)
+    half = np.deg2rad(degrees) / 2
+    place.simulator.data.joint(place.task.object).qpos[3:7] = [np.cos(half), np.sin(half), 0, 0]
+    nudge(place, np.zeros(3))
+    assert place.simulator.contact_report()[place.task.object]["other"]
+    assert place.task.solved(place.simulator) is expected
+
+
 def test_placed_object_does_not_count_falling(place: ArmEnv) -> None:
     put(place)
     joint = place.simulator.data.joint(place.task.object)
@@ -165,6 +193,41 @@ def test_placed_object_does_not_count_in_the_gripper(place: ArmEnv) -> None:
     sim.step(np.zeros(7))
     assert place.task.distance(sim) < 0.05
     assert not place.task.solved(sim)
+
+
+def answer(env: ArmEnv, monkeypatch: pytest.MonkeyPatch, *verdicts: bool) -> dict:
+    """The draws of a reset in which the predicate says these in order."""
+    coming = iter(verdicts)
+    monkeypatch.setattr(env.task, "solved", lambda sim: next(coming))
+    draws = env.reset(seed=5)[1]["draws"]
+    assert next(coming, None) is None, "every verdict was asked for"
+    return draws
+
+
+def test_a_start_that_is_already_solved_is_drawn_again(reach: ArmEnv, monkeypatch) -> None:
+    usual = answer(reach, monkeypatch, False)
+    again = answer(reach, monkeypatch, True, True, False)
+    assert again["redraws"] >= usual["redraws"] + 2 and again["start_state"] != usual["start_state"]
+    assert again["expert_failures"] == 0
+
+
+def test_a_start_that_the_expert_fails_on_is_drawn_again_and_counted(place: ArmEnv, monkeypatch) -> None:
+    draws = answer(place, monkeypatch, False, True, False)  # a failed demonstration, a good one, the start
+    assert draws["expert_failures"] == 1 <= draws["redraws"]
+
+
+def test_an_object_in_the_fingers_is_restored_exactly(carry: ArmEnv) -> None:
+    """Contacts and the solver's warm start too: the same qpos and predicate, to the bit."""
+    saved, ends = carry.save_state(), []
+    actions = np.random.default_rng(0).uniform(-0.05, 0.05, (4, 7)) * [1, 1, 1, 1, 1, 1, 0]
+    for seed in (None, 3):  # the second time after another episode
+        if seed is not None:
+            carry.reset(seed=seed)
+        carry.restore_state(saved)
+        solved = [carry.step(action)[4]["solved"] for action in actions]
+        assert held(carry.simulator, carry.task.object)
+        ends.append((carry.simulator.data.qpos.tobytes(), carry.simulator.data.qvel.tobytes(), solved))
+    assert ends[0] == ends[1]
 
 
 def test_goal_from_a_saved_state(reach: ArmEnv) -> None:
