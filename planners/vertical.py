@@ -10,7 +10,8 @@ lifted. `VerticalAgent` adds stages of its own, which are places of the hand and
   most like the image is taken, and the more so the less the same motion with open fingers does. So a lifted object is
   fetched from where it stands, with its one image alone. A hand that is stopped on its way down closes where it is;
   fingers that close on nothing open again and try deeper.
-- After a sub-goal at which the gripper is more open than before: up by `height`.
+- At a sub-goal at which the gripper is more open than before it opens all the way; after it the hand goes up by
+  `height`.
 
 Not in the V-JEPA 2 paper. It assumes grasps from above, and lifts that go straight up.
 """
@@ -153,6 +154,9 @@ class VerticalAgent(PlanningAgent):
                 goals += [self._stage(goal, hand, self.vertical.height, closedness), self._stage(goal, hand, 0, wanted)]
                 self._undecided.add(len(goals) - 1)
                 budgets += [self.vertical.budget] * 2
+            if opens:  # an image taken while the fingers open means open fingers
+                wanted = 0.0
+                goal = replace(goal, state=_at_closedness(goal.state, wanted))
             goals, budgets = [*goals, goal], [*budgets, budget]
             if opens:
                 goals.append(self._stage(goal, hand, self.vertical.height, wanted))
@@ -170,12 +174,10 @@ class VerticalAgent(PlanningAgent):
 
     def _stage(self, goal: LatentGoal, hand: Tensor, height: float, closedness: float) -> LatentGoal:
         """The hand `height` metres above `hand` [1, 6], the gripper at `closedness`."""
-        hand, state = hand.clone(), None if goal.state is None else goal.state.clone()
+        hand = hand.clone()
         hand[:, 2] += height
         hand[:, 5] = closedness
-        if state is not None:
-            state[:, GRIPPER] = closedness
-        return LatentGoal(goal.z, state, hand=hand)
+        return LatentGoal(goal.z, _at_closedness(goal.state, closedness), hand=hand)
 
     def _choose_depth(self) -> None:
         """Send the present stage as far below the goal's hand as imagination says that the object is."""
@@ -223,3 +225,10 @@ class VerticalAgent(PlanningAgent):
             actions[0, k, steps + 1 :, 2] = depth / steps
         actions[0, :, steps, GRIPPER] = hand[5] - self._frames[-1][1][0, 0, GRIPPER]
         return actions
+
+
+def _at_closedness(state: Tensor | None, closedness: float) -> Tensor | None:
+    """A goal's robot state [1, 7] with another closedness."""
+    return (
+        None if state is None else torch.cat([state[:, :GRIPPER], torch.full_like(state[:, GRIPPER:], closedness)], 1)
+    )

@@ -142,9 +142,11 @@ def test_an_object_grasped_where_it_stands_is_not_looked_for_below() -> None:
     assert frames[-1][0, 3] == pytest.approx(HELD) and frames[:, 0, 2].max() <= 2.01
 
 
-def test_a_released_object_is_left_upwards() -> None:
+@pytest.mark.parametrize("shown", [0.0, 0.2])
+def test_a_released_object_is_left_upwards(shown: float) -> None:
+    """Also where the image was taken while the fingers were opening."""
     agent = make_agent(VerticalConfig(height=0.15))
-    goal = Goal((picture([3.0, 1.0, 0.0, 0.0], [3.0, 1.0, 0.0]),), (30,))
+    goal = Goal((picture([3.0, 1.0, 0.0, shown], [3.0, 1.0, 0.0]),), (30,))
     frames = drive(agent, goal, [2.8, 1.0, 0.1, HELD], [2.8, 1.0, 0.1], 15)
     np.testing.assert_allclose(frames[-1][1, :3], [3.0, 1.0, 0.0], atol=0.3)
     np.testing.assert_allclose(frames[-1][0], [3.0, 1.0, 1.5, 0.0], atol=0.3)
