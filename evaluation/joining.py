@@ -23,7 +23,8 @@ RECORDS = {
     "preflight.json": "preflight",
 }
 PICTURES = ("summary.png", "suite.png", "doctor.png", "landscape.png", "sweep.png", "preflight.png")
-HEAD = ("run", "task", "object", "lab", "method", "model", "success", "Wilson 95 %", "cm: mean", "median", "s/action")
+HEAD = ("run", "task", "object", "place", "method", "model", "success", "Wilson 95 %", "cm: mean", "median", "s/action")
+PLACE = ("task", "object", "lab", "view")  # what two methods must share to be compared; a view is a sweep's camera
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,11 @@ def find_record(folder: Path) -> dict[str, Any]:
 
 
 def cells_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The scored methods of a record: the agent and its baselines, or the cells of a suite; none for a doctor's."""
+    """The scored methods of a record: an agent and its baselines, cells of a suite or sweep; a doctor has none."""
     if "cells" in record:
         return [cell for cell in record["cells"] if "episodes" in cell]
+    if record.get("study"):
+        return list(_studied(record))
     if "episodes" not in record:
         return []
     where = {key: record[key] for key in ("task", "object", "lab", "step_seconds")}
@@ -87,18 +90,30 @@ def cells_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [record, *beside]
 
 
+def _studied(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The scored cells of a sweep: every camera, plain and with the fitted turn taken out; every planning horizon."""
+    where = {key: record[key] for key in ("task", "object", "lab", "step_seconds", "agent", "model")}
+    for view in record.get("views", []):
+        yield {**where, "view": view["name"], **view}
+        if "corrected" in view:
+            name = f"{record['agent']}, axes put right"
+            yield {**where, "view": view["name"], "agent": name, **view["corrected"]}
+    for plan in record.get("plans", []):
+        yield {**where, "agent": f"{record['agent']}, {plan['horizon']} steps ahead", **plan}
+
+
 def compare(rows: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     """McNemar's test of every pair of different runs or methods that share place and seeds, first against second."""
     for index, (first_run, first) in enumerate(rows):
         for second_run, second in rows[index + 1 :]:
-            same_place = all(first[key] == second[key] for key in ("task", "object", "lab"))
+            same_place = all(first.get(key) == second.get(key) for key in PLACE)
             seeds = [episode["seed"] for episode in first["episodes"]]
             if not same_place or seeds != [episode["seed"] for episode in second["episodes"]]:
                 continue
             outcomes = ([episode["success"] for episode in cell["episodes"]] for cell in (first, second))
             test = mcnemar_exact(*outcomes)
             yield {
-                "task": f"{first['task']} · {first['object']} · {first['lab']}",
+                "task": " · ".join(str(first[key]) for key in PLACE if first.get(key)),
                 "first": f"{first['agent']} ({first_run})",
                 "second": f"{second['agent']} ({second_run})",
                 "seeds": len(seeds),
@@ -116,7 +131,9 @@ def _row(run: str, cell: dict[str, Any]) -> list[str]:
     seconds = means["seconds_per_action"]
     return [
         run,
-        *(str(cell[key]) for key in ("task", "object", "lab", "agent")),
+        *(str(cell[key]) for key in ("task", "object")),
+        " · ".join(str(cell[key]) for key in ("lab", "view") if cell.get(key)),
+        str(cell["agent"]),
         cell["model"] or "–",
         f"{wins}/{n}",
         f"{100 * low:.0f}–{100 * high:.0f} %",

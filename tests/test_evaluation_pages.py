@@ -1,18 +1,27 @@
 """Pages opened in headless Chromium, where it is installed."""
 
+import io
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from armworld.evaluation.episodes import EpisodeResult
-from armworld.evaluation.files import write_bytes
-from armworld.evaluation.picture import figure_png, suite_figure, summary_figure
-from armworld.evaluation.report import Page
-from armworld.evaluation.video import write_mp4
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+import evaluation_fake as fake  # noqa: E402
+
+from armworld.evaluation.camera_sweep import CameraSweep, camera_sweep  # noqa: E402
+from armworld.evaluation.episodes import EpisodeResult  # noqa: E402
+from armworld.evaluation.files import write_bytes  # noqa: E402
+from armworld.evaluation.joining import ReportConfig, report  # noqa: E402
+from armworld.evaluation.picture import figure_png, suite_figure, summary_figure  # noqa: E402
+from armworld.evaluation.report import Page  # noqa: E402
+from armworld.evaluation.video import write_mp4  # noqa: E402
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<script>addEventListener("load", () => {
@@ -46,11 +55,40 @@ def test_a_browser_shows_picture_and_video(tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", frames, 4)
     page = Page("title", "lead").picture(png, "alt").videos([(tmp_path / "a.mp4", "seed 1", True)], tmp_path)
     page.table(["a"], [["1"]]).raw(PROBE).write(tmp_path / "index.html")
-    profile, address = f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "index.html").as_uri()
+    assert re.fullmatch(r"image [1-9]\d* video 96 error 0 wide false", opened(tmp_path / "index.html"))
+
+
+def opened(page: Path) -> str:
+    """The title that a page's script gives it in headless Chromium."""
+    assert BROWSER is not None
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--window-size=900,900"]
     done = subprocess.run(
-        [BROWSER, *options, profile, "--dump-dom", address],
+        [BROWSER, *options, f"--user-data-dir={page.parent / 'profile'}", "--dump-dom", page.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     told = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert told and re.fullmatch(r"image [1-9]\d* video 96 error 0 wide false", told[1]), told and told[1]
+    assert told
+    return told[1]
+
+
+LOOK = """<script>addEventListener("load", () => {
+  const images = [...document.querySelectorAll("img")], links = [...document.querySelectorAll("[src]")];
+  document.title = `${images.filter(image => image.naturalWidth > 0).length} of ${images.length} pictures, ` +
+    `${links.filter(link => !link.getAttribute("src").startsWith("data:")).length} from outside, ` +
+    `wide ${document.documentElement.scrollWidth > innerWidth}`;
+})</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_a_browser_shows_a_sweeps_page_and_a_report_of_two(tmp_path: Path) -> None:
+    """Every picture is there and inside the file: sky, map, curves and thumbnails; the sky of each in the report."""
+    for name in ("a", "b"):
+        config = CameraSweep(
+            out=tmp_path / name, task=fake.ID, agent="walk", episodes=1, azimuth="-40:40:3", elevation="0,20", moves=2
+        )
+        camera_sweep(config, Console(file=io.StringIO()))
+    report(ReportConfig((tmp_path / "a", tmp_path / "b"), tmp_path / "c"), Console(file=io.StringIO()))
+    for name, pictures in (("a", 3 + 6), ("c", 2)):
+        page = tmp_path / name / "index.html"
+        page.write_text(page.read_text().replace("</main>", LOOK + "</main>"))
+        assert opened(page) == f"{pictures} of {pictures} pictures, 0 from outside, wide false"

@@ -2,7 +2,9 @@
 
 import io
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from armworld.evaluation.camera_page import gallery  # noqa: E402
 from armworld.evaluation.camera_picture import curves_figure, heat_figure, sky_figure  # noqa: E402
 from armworld.evaluation.camera_sweep import CameraSweep, camera_sweep, told_seconds  # noqa: E402
 from armworld.evaluation.camera_verdict import axes_against_azimuth, verdict  # noqa: E402
+from armworld.evaluation.files import write_json  # noqa: E402
+from armworld.evaluation.joining import ReportConfig, report  # noqa: E402
 from armworld.evaluation.picture import figure_png  # noqa: E402
 from armworld.evaluation.views import NEUTRAL, Views, label, make_views, parse_axis, varying_axes  # noqa: E402
 
@@ -115,6 +119,52 @@ def test_a_sweep_writes_everything_and_resumes(tmp_path: Path) -> None:
     ]
     assert timeless[0] == timeless[1]
     assert "all done before" in run(tmp_path)[1]
+
+
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_evaluation_sweep import run
+if __name__ == "__main__":
+    run(Path(sys.argv[2]), agent="walk_slowly", episodes=20)
+"""
+
+
+def test_a_killed_sweep_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    child = subprocess.Popen([sys.executable, str(script), str(TESTS), str(tmp_path / "a")], stderr=subprocess.PIPE)
+    try:
+        while len(list(tmp_path.glob("a/views/*/walk_slowly/episodes/*.json"))) < 25:  # into the second camera
+            assert child.poll() is None, child.stderr and child.stderr.read().decode()
+            time.sleep(0.02)
+    finally:
+        child.kill()
+        child.communicate()
+    assert not (tmp_path / "a" / "sweep.json").exists()
+    resumed, undisturbed = (run(tmp_path / name, agent="walk_slowly", episodes=20)[0] for name in "ab")
+    assert [timeless(view) for view in resumed["views"]] == [timeless(view) for view in undisturbed["views"]]
+
+
+def timeless(view: dict[str, Any]) -> dict[str, Any]:
+    """A camera's part of sweep.json without what depends on the machine's speed."""
+    episodes = [{key: value for key, value in e.items() if key != "seconds_per_action"} for e in view["episodes"]]
+    summary = {key: value for key, value in view["summary"].items() if "seconds" not in key}
+    return {**view, "episodes": episodes, "summary": summary}
+
+
+def test_sweeps_are_joined_and_compared_camera_by_camera(tmp_path: Path) -> None:
+    """Two runs over the same cameras and seeds: each camera against itself, never against another camera."""
+    first, second = (run(tmp_path / name, azimuth="0,40")[0] for name in "ab")
+    second["views"][1]["corrected"] = {key: first["views"][1][key] for key in ("episodes", "wilson_95", "summary")}
+    write_json(tmp_path / "b" / "sweep.json", second)
+    joined = report(ReportConfig((tmp_path / "a", tmp_path / "b"), tmp_path / "joined"), Console(file=io.StringIO()))
+    pairs = [(pair["task"].split(" · ")[-1], pair["first"][:8], pair["second"][:15]) for pair in joined["comparisons"]]
+    assert [view for view, *_ in pairs] == ["rig", "az+40", "az+40", "az+40"]
+    assert any("axes put right" in pair["second"] for pair in joined["comparisons"])
+    page = (tmp_path / "joined" / "index.html").read_text()
+    assert "lab1 · az+40" in page and page.count("data:image/png;base64,") == 2
 
 
 def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
