@@ -10,7 +10,6 @@ A dry run does everything but send commands. Each run is one folder: journal, fr
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +33,7 @@ from armworld.real.driving import Driver
 from armworld.real.gate import ACTION_UNITS, SafetyGate
 from armworld.real.goals import load_goal, save_goal
 from armworld.real.journal import Journal, JournalError, finish
-from armworld.real.opening import ModelFacts, confirm_live, model_facts, open_cell, told
+from armworld.real.opening import ModelFacts, confirm_live, model_facts, open_cell, signals, told
 from armworld.real.page import LivePage
 from armworld.real.preflight import Preflight, preflight
 from armworld.real.protocols import Camera
@@ -42,6 +41,7 @@ from armworld.real.session import ENDED_WELL, Session
 from armworld.real.setup import CellConfig, parse_camera
 from armworld.types import Goal, check_name
 
+PATIENCE_S = 10.0  # beyond the age that a plan may have, before an agent counts as hung
 REACHED_M = 0.05  # a reach that ends so near its goal's state is logged as a success
 
 
@@ -179,23 +179,6 @@ def _episodes(config: DeployConfig, stop: StopRequest) -> Iterator[int]:
             yield number
 
 
-@contextlib.contextmanager
-def signals(stop: StopRequest) -> Iterator[None]:
-    """Ctrl-C once asks the loop to stop and close its log; twice ends it at once (the arm is stopped either way)."""
-
-    def handle(number: int, _: object) -> None:
-        if stop.event.is_set():
-            raise KeyboardInterrupt
-        stop.set("interrupted" if number == signal.SIGINT else "terminated")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 class _Run:
     """The episodes of one call of `deploy`."""
 
@@ -305,6 +288,7 @@ class _Run:
             live=self.config.moves,
             slow_steps=0 if self.config.sim else self.config.slow_steps,
             done_m=self.config.done_m or None,
+            agent_timeout_s=max(SessionConfig.agent_timeout_s, self.gate.limits.max_plan_age + PATIENCE_S),
         )
         with contextlib.ExitStack() as stack:
             publish = self._page(task.goal, stack)

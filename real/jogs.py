@@ -153,7 +153,7 @@ def preflight_arm(config: PreflightConfig, console: Console | None = None, ask: 
         ValueError: A bad setting, a failed check, no confirmation, a device that did not connect, `JogFailed`.
     """
     from armworld.evaluation.preflight import training_view
-    from armworld.real.deploy import signals
+    from armworld.real.opening import signals
     from armworld.worldmodel.checkpoint import load_world_model
 
     console, stop = console or Console(), StopRequest()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from armworld.evaluation.agents import load_model
 from armworld.real.agent_process import AgentGone
 from armworld.real.agents import plans
 from armworld.real.cameras import Framing
-from armworld.real.cell import Cell
+from armworld.real.cell import Cell, StopRequest
 from armworld.real.limits import Limits
 from armworld.real.protocols import DeviceError
 from armworld.real.setup import CellConfig, sim_cell
@@ -65,6 +66,23 @@ def told(verb: Callable[..., int]) -> Callable[..., int]:
             raise ValueError(str(error)) from error
 
     return run
+
+
+@contextlib.contextmanager
+def signals(stop: StopRequest) -> Iterator[None]:
+    """Ctrl-C once asks the loop to stop and close its log; twice ends it at once (the arm is stopped either way)."""
+
+    def handle(number: int, _: object) -> None:
+        if stop.event.is_set():
+            raise KeyboardInterrupt
+        stop.set("interrupted" if number == signal.SIGINT else "terminated")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def open_cell(

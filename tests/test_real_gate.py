@@ -305,6 +305,29 @@ def test_nothing_that_leaves_the_gate_breaks_a_limit(seed, kinds):
         commanded = [None if d.verdict == "hold" else d.target for d in decisions]
 
 
+AGES = st.floats(-0.5, 3.0)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(AGES, AGES, st.floats(0, 0.08), st.floats(-0.5, 2.0), st.integers(0, 2**32 - 1))
+def test_whatever_is_too_old_too_far_or_no_scale_is_held(state_age, plan_age, drift, scale, seed):
+    """Any mix of ages, drift and speed scale: it moves only where all of them are within their limits."""
+    rng = np.random.default_rng(seed)
+    towards = rng.normal(size=3)
+    observed = DOWN + np.array([*(drift * towards / np.linalg.norm(towards)), 0, 0, 0, 0])
+    given = situation(state_time_s=10 - state_age, observed_time_s=10 - plan_age, observed_state=observed)
+    given = dataclasses.replace(given, speed_scale=scale)
+    decision = GATE.check(rng.normal(size=7) * 0.02, given)
+    fit = 0 <= 10 - given.state_time_s <= LIMITS.max_state_age and 0 < scale <= 1
+    fit &= 0 <= 10 - given.observed_time_s <= LIMITS.max_plan_age
+    fit &= float(np.linalg.norm(given.state[:3] - observed[:3])) <= LIMITS.max_drift
+    if not fit:
+        assert decision.verdict == "hold" and decision.reasons and not decision.action.any()
+    elif decision.verdict != "hold":
+        reach = np.linalg.norm(decision.target[:3] - given.state[:3])
+        assert reach <= LIMITS.max_speed * LIMITS.step_seconds * scale + 1e-9
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.binary(max_size=80))
 def test_arbitrary_bytes_as_an_action_never_raise(blob):

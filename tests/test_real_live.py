@@ -16,12 +16,15 @@ from rich.console import Console
 from armworld import cli
 from armworld.datasets.validate import validate
 from armworld.real import deploy as deploying
+from armworld.real import goal as capturing
 from armworld.real import preflight as looking
 from armworld.real.agent_process import AgentGone, InlineAgent
+from armworld.real.cameras import Framing
 from armworld.real.cell import Cell
 from armworld.real.deploy import DeployConfig, deploy
 from armworld.real.fakes import FakeArm, FakeCamera, FakeGripper
-from armworld.real.goals import save_goal
+from armworld.real.goal import GoalConfig
+from armworld.real.goals import load_goal, save_goal
 from armworld.real.preflight import Preflight
 from armworld.real.protocols import DeviceLost
 from armworld.real.replay import ReplayConfig, replay
@@ -72,6 +75,7 @@ def cell(monkeypatch: pytest.MonkeyPatch) -> Cell:
         return made
 
     monkeypatch.setattr(deploying, "open_cell", opened)
+    monkeypatch.setattr(capturing, "open_cell", opened)
     return made
 
 
@@ -248,3 +252,38 @@ def test_only_loopback_listens_unless_asked(cell: Cell, tmp_path: Path, monkeypa
         config = dataclasses.replace(config, page_host=host)
     assert deploy(config, quiet(), unasked) == 0
     assert {address for addresses in seen for address in addresses} - before == {expected}
+
+
+STATE = (0.46, 0.02, 0.36, np.pi, 0.0, 0.0, 0.0)
+
+
+def goal_settings(tmp_path: Path, **changes: Any) -> GoalConfig:
+    chosen: dict[str, Any] = {"host": HOST, "cameras": ("left=opencv:0",), "workspace": BOX, "fingertips": TIPS}
+    return GoalConfig(**(chosen | {"out": tmp_path / "captured", "image_size": 64} | changes))
+
+
+def test_a_goal_is_captured_where_the_arm_was_guided_to_and_nothing_moves(cell: Cell, tmp_path: Path) -> None:
+    asked: list[str] = []
+    assert capturing.goal(goal_settings(tmp_path), quiet(), lambda question: asked.append(question) or "") == 0
+    assert "Guide the arm" in asked[0] and not commands(cell)
+    goal = load_goal([tmp_path / "captured"], (5,), {"left": Framing(SIZE)})
+    np.testing.assert_allclose(goal.observations[0]["state"][:3], [0.45, 0, 0.35], atol=1e-6)
+
+
+def test_an_arm_drives_to_a_goals_state_only_confirmed_and_slowly(cell: Cell, tmp_path: Path) -> None:
+    config = goal_settings(tmp_path, state=STATE, live=True)
+    with pytest.raises(ValueError, match="not confirmed"):
+        capturing.goal(config, quiet(), lambda question: "yes")
+    assert not commands(cell) and not config.out.exists()
+    assert capturing.goal(config, quiet(), lambda question: HOST) == 0
+    steps = np.linalg.norm(np.diff([[0.45, 0, 0.35], *[pose[:3] for pose in commands(cell)]], axis=0), axis=1)
+    assert steps.max() <= 0.2 * 0.25 * 0.25 + 1e-9  # a fifth of 250 mm/s for a step
+    seen = load_goal([config.out], (5,), {"left": Framing(SIZE)}).observations[0]["state"]
+    np.testing.assert_allclose(seen[:3], STATE[:3], atol=0.003)
+
+
+def test_a_state_without_live_and_live_without_a_state_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--state moves the arm: give --live"):
+        goal_settings(tmp_path, state=STATE)
+    with pytest.raises(ValueError, match="there is none"):
+        goal_settings(tmp_path, live=True)

@@ -17,7 +17,7 @@ import numpy as np
 from pathlib import Path
 from armworld.real.agent_process import InlineAgent
 from armworld.real.cell import Cell, SessionConfig, StopRequest
-from armworld.real.deploy import signals
+from armworld.real.opening import signals
 from armworld.real.fakes import FakeArm, FakeCamera
 from armworld.real.gate import SafetyGate
 from armworld.real.journal import Journal

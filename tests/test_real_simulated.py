@@ -155,7 +155,7 @@ import sys
 from pathlib import Path
 from armworld.real.agent_process import InlineAgent
 from armworld.real.cell import Cell, SessionConfig, StopRequest
-from armworld.real.deploy import signals
+from armworld.real.opening import signals
 from armworld.real.franky_arm import FrankyArm
 from armworld.real.gate import SafetyGate
 from armworld.real.journal import Journal
