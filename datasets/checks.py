@@ -12,7 +12,7 @@ import numpy as np
 
 from armworld.datasets.droid import METADATA_KEYS, ROLES, TRAJECTORY_SHAPES
 from armworld.datasets.episode import EpisodeError
-from armworld.datasets.trajectory import arrays_below, read_array, read_metadata
+from armworld.datasets.trajectory import arrays_below, open_h5, read_array, read_metadata
 from armworld.datasets.video import VideoError, count_frames, read_video, video_header
 from armworld.pose import euler_to_matrix
 
@@ -79,10 +79,10 @@ def check_episode(folder: Path, strict: bool = True, decode: bool = True) -> Fin
         found.add(path, "missing", "no trajectory.h5")
     else:
         try:
-            with h5py.File(path, "r") as file:
+            with open_h5(path) as file:
                 rows = _check_trajectory(found, file, path, metadata, strict)
-        except OSError as error:
-            found.add(path, "trajectory", f"cannot be read as HDF5 ({error})")
+        except EpisodeError as error:
+            found.add(path, "trajectory", str(error).removeprefix(f"{path}: "))
     _check_videos(found, metadata, rows, strict, decode)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,16 +123,20 @@ def _cameras(folder: Path, metadata: Mapping[str, Any]) -> dict[str, tuple[str, 
     return found
 
 
-def open_h5(path: Path) -> h5py.File:
+@contextmanager
+def open_h5(path: Path) -> Iterator[h5py.File]:
     """The file, for reading.
 
     Raises:
-        EpisodeError: It is missing or no HDF5.
+        EpisodeError: It is missing, no HDF5, or so damaged that h5py stumbles while it is read within.
     """
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise EpisodeError(f"{path}: cannot be opened as HDF5 ({error})") from error
+        with h5py.File(path, "r") as file:
+            yield file
+    except EpisodeError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # what h5py raises on damaged files
+        raise EpisodeError(f"{path}: cannot be read as HDF5 ({error})") from error
 
 
 def read_array(file: h5py.File, path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -97,23 +97,27 @@ def read_video(path: Path, indices: Sequence[int] | np.ndarray | None = None) ->
     with _open(path) as container:
         try:
             frames = _decode(container, wanted)
-        except FFmpegError as error:
+        except VideoError:
+            raise
+        except (FFmpegError, ValueError, MemoryError) as error:  # the latter where a damaged header gives odd sizes
             raise VideoError(f"{path}: cannot be decoded ({error})") from error
     if wanted is not None and len(frames) < len(wanted):
         raise VideoError(f"{path}: asked for frame {wanted[len(frames)]}, but the video ends before it")
     if not frames:
         raise VideoError(f"{path}: holds no frames")
+    if len({frame.shape for frame in frames}) > 1:
+        raise VideoError(f"{path}: its frames differ in size")
     return np.stack(frames)
 
 
 def _open(path: Path) -> InputContainer:
     try:
         container = av.open(str(Path(path).resolve()))
-    except (FFmpegError, OSError) as error:
+    except (FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: cannot be opened as a video ({error})") from error
-    if not container.streams.video:
+    if not container.streams.video or container.streams.video[0].codec_context is None:
         container.close()
-        raise VideoError(f"{path}: holds no video stream")
+        raise VideoError(f"{path}: holds no video stream that can be decoded")
     return container
 
 

@@ -97,7 +97,7 @@ class FakeArm(gymnasium.Env):
         self.observation_space = gymnasium.spaces.Dict({"state": state, **images})
         self.action_space = gymnasium.spaces.Box(-1, 1, (7,), np.float32)
         self.simulator = FakeSimulator(cameras, step_seconds)
-        self.randomizer = None  # nothing varies
+        self.randomizer = SimpleNamespace(draw=lambda rng: {}, apply=lambda draws: None)  # nothing varies
         self.cameras, self.image_size = cameras, image_size
         self.max_steps = max_steps
 

@@ -63,6 +63,8 @@ def rotated(poses: np.ndarray) -> np.ndarray:
         (f"observation/camera_extrinsics/{camera_serial('left')}_left", lambda a: None, "trajectory", "missing"),
         (f"observation/camera_extrinsics/{camera_serial('left')}_left", lambda a: 100 * a, "extrinsics", "not m"),
         (f"observation/camera_type/{camera_serial('left')}", lambda a: None, "trajectory", "camera_type"),
+        ("simulation/physics", lambda a: a * np.nan, "trajectory", "simulation/physics holds NaN"),
+        ("simulation/contact", lambda a: a[:5], "trajectory", "simulation/contact has shape [5]"),
     ],
 )
 def test_faults_of_the_trajectory(root: Path, key: str, change, kind: str, message: str) -> None:
@@ -197,6 +199,35 @@ def test_leftovers_and_card(root: Path) -> None:
     write_episode(root, make_episode(8))
     problems = {(p.path, p.kind) for p in validate(root)}
     assert problems == {(leftover, "unfinished"), (root / "card.json", "card")}
+
+
+def test_a_card_that_says_too_little_or_nothing(root: Path) -> None:
+    card = root / "card.json"
+    text = card.read_text()
+    card.write_text(text.replace('"licence"', '"license"'))
+    assert [(p.kind, p.message) for p in validate(root)] == [("card", "keys are missing: licence")]
+    card.write_text(text[:50])
+    (problem,) = validate(root)
+    assert problem.path == card and "not valid JSON" in problem.message
+
+
+@pytest.mark.parametrize("name", ["trajectory.h5", "left.mp4", "metadata.json"])
+def test_damaged_bytes_never_stop_the_check(root: Path, name: str) -> None:
+    """Whatever a disk made of a file: the other episodes are still checked, and a file that was cut is named."""
+    folder, rng = the_bad_one(root), np.random.default_rng(0)
+    path = {"left.mp4": folder / VIDEO, "metadata.json": next(folder.glob("*.json"))}.get(name, folder / name)
+    whole = path.read_bytes()
+    for trial in range(8):
+        damaged = bytearray(whole)
+        if trial % 2:
+            damaged = damaged[: int(rng.integers(len(whole)))]
+        else:
+            for at in rng.integers(0, len(whole), 20):
+                damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        problems = validate(root)
+        assert all(str(folder) in str(problem.path) for problem in problems)
+        assert problems or not trial % 2
 
 
 def test_repair_sets_bad_episodes_aside(root: Path) -> None:
