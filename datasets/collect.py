@@ -20,6 +20,7 @@ from armworld.datasets.droid import find_episode, write_episode
 from armworld.datasets.files import clear_partial, exclusive
 from armworld.datasets.record import record
 from armworld.jobs import run_with_progress
+from armworld.sim_assets.labs import TEST_LABS
 from armworld.types import check_name
 
 TRAINING_SEEDS = 1_000_000  # seeds from here on are for selection and for reported results
@@ -72,6 +73,8 @@ class CollectConfig:
                 f"training seeds lie in 0 ... {TRAINING_SEEDS - 1} (later ones are for selection and reported "
                 f"results), got {self.seed} ... {self.seed + self.episodes - 1}"
             )
+        if kept := set(self.labs) & set(TEST_LABS):
+            raise ValueError(f"{', '.join(sorted(kept))} is for tests of what was learned elsewhere: no training data")
         if self.image_size % 2:
             raise ValueError(f"image_size must be even for video, got {self.image_size}")
         for name in ("objects", "labs", "cameras"):

@@ -22,6 +22,7 @@ from armworld.types import check_name
 ROOM = ((-1.7, 2.5), (-2.0, 2.0), (-0.75, 1.9))
 TABLE = ((-0.30, 0.98), (-0.72, 0.72))
 LABS = ("lab1", "lab2")
+TEST_LABS = ("lab2",)  # never in training data: what is learned in lab1 is tried there
 
 
 def lab_spec(name: str) -> mujoco.MjSpec:

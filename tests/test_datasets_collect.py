@@ -116,6 +116,7 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
         ({"cameras": ()}, "cameras must name"),
         ({"seed": 999_999, "episodes": 2}, "training seeds lie in 0 ... 999999"),
         ({"seed": -1}, "training seeds"),
+        ({"labs": ("lab1", "lab2")}, "lab2 is for tests"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
