@@ -2,16 +2,23 @@
 
     python benchmarks/data.py [--episodes 2] [--steps 64] [--reads 30] [--processes 1 2] [--out FILE] [--folder DIR]
 
-Episodes of Reach at 256 pixels are collected once per number of processes (wall-clock; start-up of the processes is
-measured apart by an empty collection and taken off). Then random clips of 16 frames, `stride` rows apart, are read in
-this process, file opened each time, one thread: decord and OpenCV from the MP4 files, ours from the same files (PyAV),
-from packed frames (memory-mapped) and from cached features (float16, as many values as a ViT-S-like encoder gives:
-256 tokens of 192; what they hold does not matter to reading). Median CPU time, so that other load counts little; the
-files are in the page cache, as they are in training. Every reader's clip is compared with ours before it is timed.
+Episodes of Reach at 256 pixels are collected once per number of processes. Each process's first episode warms it up
+(imports, scene, renderer) and is not counted. Two numbers: frames per second by the wall's clock, for an idle machine;
+and what a process takes per frame of its own, the time it ran on a core plus the time it was blocked (disk, locks,
+pipes), without the time in which the kernel let others run in its stead (Linux, /proc/self/task/*/schedstat). From the
+second follows what n processes give on n free cores, n / (time per frame): contention between the processes shows in
+it, foreign load hardly does.
+
+Then random clips of 16 frames, `stride` rows apart, are read in this process, file opened each time, one thread:
+decord and OpenCV from the MP4 files, ours from the same files (PyAV), from packed frames (memory-mapped) and from
+cached features (float16, as many values as a ViT-S-like encoder gives: 256 tokens of 192; what they hold does not
+matter to reading). Median CPU time, so that other load counts little; the files are in the page cache, as they are in
+training. Every reader's clip is compared with ours before it is timed.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import statistics
@@ -21,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("LP_NUM_THREADS", "0")  # before any OpenGL context: frames are drawn in the process itself
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,11 +36,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import tyro
 
+from armworld.datasets.behaviours import Mix
 from armworld.datasets.clips import load_frames
-from armworld.datasets.collect import CollectConfig, collect
+from armworld.datasets.collect import CollectConfig, collect_episode
 from armworld.datasets.features import build_feature_cache
 from armworld.datasets.store import Store
 from armworld.datasets.trajectory import Trajectory, read_frames, read_trajectories
+from armworld.jobs import run_jobs
 
 FRAMES = 16
 FEATURES = (256, 192)  # tokens and width of a 256-pixel frame
@@ -45,11 +54,11 @@ class Config:
     """What to measure.
 
     Attributes:
-        episodes: Episodes collected per process.
+        episodes: Episodes collected per process, beside the one that warms it up.
         steps: Actions per episode.
         image_size: Pixels per side.
         stride: Rows between a clip's frames.
-        reads: Timed clips per reader.
+        reads: Timed clips per reader; 0 measures collecting alone.
         processes: Numbers of processes that collect.
         folder: Where to put the data; a temporary folder by default.
         out: JSON file to write.
@@ -65,21 +74,61 @@ class Config:
     out: Path | None = None
 
 
-def collected_per_second(config: Config, folder: Path, processes: int) -> float:
-    """Frames per second of wall-clock, simulated, rendered, encoded and written."""
+class Spent(NamedTuple):
+    """Seconds of one episode: by the wall's clock, on a core, waiting for a core; when it began and ended."""
 
-    def seconds(episodes: int, steps: int, name: str) -> float:
-        started = time.perf_counter()
-        collect(
-            CollectConfig(
-                folder / name, episodes=episodes, steps=steps, workers=processes, image_size=config.image_size
-            )
-        )
-        return time.perf_counter() - started
+    wall: float
+    core: float
+    queue: float
+    began: float
+    ended: float
 
-    idle = seconds(processes, 1, f"start-{processes}")  # processes, imports, scene and renderer
-    count = config.episodes * processes
-    return count * (config.steps - 1) / (seconds(count, config.steps, f"data-{processes}") - idle)
+    @property
+    def own(self) -> float:
+        """On a core or blocked: what the episode takes where the core is free."""
+        return self.wall - self.queue
+
+
+def scheduled() -> tuple[float, float]:
+    """Seconds that this process's threads have run, and have waited for a core while they could have run."""
+    threads = [path.read_text().split() for path in Path("/proc/self/task").glob("*/schedstat")]
+    return sum(int(t[0]) for t in threads) / 1e9, sum(int(t[1]) for t in threads) / 1e9
+
+
+def timed_episode(config: CollectConfig, seed: int) -> tuple[int, Spent]:
+    """Collect one episode; which process did it, and what it took."""
+    began, (core, queue) = time.monotonic(), scheduled()
+    collect_episode(config, seed)
+    ended, (core_then, queue_then) = time.monotonic(), scheduled()
+    return os.getpid(), Spent(ended - began, core_then - core, queue_then - queue, began, ended)
+
+
+def measure_collecting(config: Config, folder: Path, processes: int) -> dict[str, float]:
+    """Frames per second, simulated, rendered, encoded and written, as the module's docstring says."""
+    count = (config.episodes + 1) * processes
+    settings = CollectConfig(
+        folder / f"data-{processes}",
+        episodes=count,
+        steps=config.steps,
+        workers=processes,
+        image_size=config.image_size,
+        task="reach",
+        behaviours=Mix().for_task("reach"),
+    )
+    spent: dict[int, list[Spent]] = {}
+    for _, (process, item) in run_jobs(functools.partial(timed_episode, settings), range(count), processes):
+        spent.setdefault(process, []).append(item)
+    parts = [sorted(items, key=lambda s: s.began)[1:] for items in spent.values() if len(items) > 1]
+    warm = [item for part in parts for item in part]
+    frames = config.steps + 1
+    seconds = max(item.ended for item in warm) - min(item.began for item in warm)
+    own, core = (statistics.median(getattr(s, name) for s in warm) / frames for name in ("own", "core"))
+    return {
+        "frames_per_second": len(warm) * frames / seconds,
+        "milliseconds_per_frame": 1000 * own,
+        "core_milliseconds_per_frame": 1000 * core,
+        "frames_per_second_on_free_cores": len(parts) / own,
+    }
 
 
 def decord_clip(path: Path, rows: np.ndarray) -> np.ndarray:
@@ -161,23 +210,34 @@ def _bytes_per_frame(root: Path, packed: Store, features: Store) -> dict[str, in
     }
 
 
+def _collecting_line(processes: int, found: dict[str, float], first: dict[str, float]) -> str:
+    wall, free = (found[name] / first[name] for name in ("frames_per_second", "frames_per_second_on_free_cores"))
+    return (
+        f"collect, {processes} processes: {found['frames_per_second']:.1f} frames/s ({wall:.2f} x); each takes "
+        f"{found['milliseconds_per_frame']:.1f} ms per frame, {found['core_milliseconds_per_frame']:.1f} of them on a "
+        f"core: on free cores {found['frames_per_second_on_free_cores']:.1f} frames/s ({free:.2f} x)"
+    )
+
+
 def measure(config: Config) -> dict[str, Any]:
     """Everything, printed as it is known."""
-    if config.steps < (FRAMES - 1) * config.stride or min(config.processes) < 1:
+    if (config.reads and config.steps < (FRAMES - 1) * config.stride) or min(config.processes) < 1:
         raise ValueError(f"need steps >= {(FRAMES - 1) * config.stride} and processes >= 1, got {config}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = config.folder or Path(scratch)
         rates = {}
         for processes in config.processes:
-            rates[processes] = collected_per_second(config, folder, processes)
-            print(f"collect, {processes} processes: {rates[processes]:.1f} frames/s", flush=True)
+            rates[processes] = found = measure_collecting(config, folder, processes)
+            print(_collecting_line(processes, found, rates[config.processes[0]]), flush=True)
+        if config.reads == 0:
+            return {"collecting": rates}
         times, sizes = measure_reading(config, folder / f"data-{config.processes[0]}")
     for name, milliseconds in times.items():
         ratio = f"  {times['decord'] / milliseconds:.1f} x decord" if "decord" in times else ""
         print(f"read, {name}: {milliseconds:.2f} ms per clip{ratio}", flush=True)
     for name, size in sizes.items():
         print(f"disk, {name}: {size} bytes per frame", flush=True)
-    return {"frames_per_second": rates, "milliseconds_per_clip": times, "bytes_per_frame": sizes}
+    return {"collecting": rates, "milliseconds_per_clip": times, "bytes_per_frame": sizes}
 
 
 def main() -> None:

@@ -50,10 +50,10 @@ def import_lerobot(
     own = (source / SIDECAR).is_dir()
     card = read_json(source / SIDECAR / "card.json") if (source / SIDECAR / "card.json").exists() else {}
     config = card.get("config", {"task": "import", "source": source.name})
-    licence = licence or card.get("licence", LICENCE if own else SOURCE_LICENCE)
+    stated = str(card.get("licence", LICENCE if own else SOURCE_LICENCE))
     with exclusive(out):
         clear_partial(out)
-        start_card(out, config, licence)
+        start_card(out, config, licence or stated)
         for row in _table_rows(source, "meta/episodes"):
             lab, seed = _identity(source, info, row)
             if find_episode(out, lab, seed) is None:
