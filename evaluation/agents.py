@@ -40,7 +40,8 @@ class AgentSettings:
         rest: Hold still where the last sub-goal is reached (as arrival measures it); by default in grasp and
             pick-and-place. Policies take notice, and of the objectives the aligned one alone.
         approach: Come to objects from so far above (m) and leave them upwards, in stages that the agent adds to the
-            goal's images (`planners.vertical`); 0 does not. Where sub-goals end by arrival alone.
+            goal's images (`planners.vertical`); 0 does not. By default in grasp and pick-and-place; where sub-goals end
+            by arrival alone.
         gripper: Planned together with the arm (joint) or once the arm has arrived (last).
         gripper_margin: With "last": the gripper moves only if that lowers the energy by this fraction.
         gripper_deadband: Planned gripper deltas, and those of policies, below this count as none.
@@ -125,6 +126,7 @@ GRASPING: dict[str, Any] = {
     "hold_margin": 0.05,
     "patience": 1.5,
     "rest": True,
+    "approach": 0.10,
 }
 USUAL = {"reach": REACHING, "reach_with_object": REACHING, "grasp": GRASPING, "pick_place": GRASPING}
 

@@ -77,7 +77,7 @@ class VideoRecorder:
         record = getattr(agent, "last_step", None)  # planning agents keep one (planners.mpc.StepRecord)
         if record is not None:
             self._moments[-1].energy = record.energy
-            self._moments[-1].sub_goal = moment.sub_goal = record.subgoal
+            self._moments[-1].sub_goal = moment.sub_goal = record.image
             moment.imagined = record.cost
         self._moments.append(moment)
 

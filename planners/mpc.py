@@ -89,7 +89,8 @@ class StepRecord:
     """What one call of `act` did.
 
     Attributes:
-        subgoal: Index of the sub-goal planned for.
+        subgoal: Index of the sub-goal planned for, the agent's own included.
+        image: Index, among the observations of the goal that was given, of the one that is pursued.
         planned: False where the action is a later step of an earlier plan.
         hold: The planner chose to hold still, or the agent rests.
         energy: mean |z - z_goal| of the present frame, before acting.
@@ -100,6 +101,7 @@ class StepRecord:
     """
 
     subgoal: int
+    image: int
     planned: bool
     hold: bool
     energy: float
@@ -271,6 +273,10 @@ class PlanningAgent:
         hand, grip = self.objective.gaps(*self._frames[-1], self._goals[self._subgoal])
         return float(hand) <= within and float(grip) <= self.config.arrive_grip
 
+    def _shown(self) -> int:
+        """See `StepRecord.image`."""
+        return self._subgoal
+
     def _energy(self) -> float:
         return float((self._frames[-1][0][0, 0] - self._goals[self._subgoal].z[0]).abs().mean())
 
@@ -309,6 +315,7 @@ class PlanningAgent:
         statistics = plan.statistics if plan is not None and planned else None
         self.last_step = StepRecord(
             subgoal=self._subgoal,
+            image=self._shown(),
             planned=planned,
             hold=plan is None or bool(plan.hold[0]),
             energy=energy,

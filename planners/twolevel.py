@@ -65,9 +65,12 @@ class TwoLevelAgent(PlanningAgent):
 
     def reset(self, goal: Goal) -> None:
         """Begin an episode towards the last observation of `goal`, within the sum of its budgets."""
-        self._steps_in_all = sum(goal.budgets)
+        self._steps_in_all, self._last = sum(goal.budgets), len(goal.observations) - 1
         super().reset(Goal(goal.observations[-1:], (self._steps_in_all,)))
         self.last_chain = None
+
+    def _shown(self) -> int:
+        return self._last
 
     def _advance(self) -> float:
         if self.last_chain is None:

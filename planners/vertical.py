@@ -112,6 +112,9 @@ class VerticalAgent(PlanningAgent):
             self._choose_depth()
         return energy
 
+    def _shown(self) -> int:
+        return self._images[self._subgoal]
+
     def _is_stopped(self) -> bool:
         """Whether the hand was sent down in the last step and did not go: something is in its way."""
         sent = 0.0 if self._sent is None else -float(self._sent[2])
@@ -137,6 +140,7 @@ class VerticalAgent(PlanningAgent):
         self._goals = (*self._goals[: self._closing], opened, lower, *self._goals[self._closing + 1 :])
         budgets = (self.vertical.budget,) * 2
         self._budgets = (*self._budgets[: self._closing], *budgets, *self._budgets[self._closing + 1 :])
+        self._images.insert(self._closing, self._images[self._closing])
         self._subgoal, self._closing = self._closing, self._closing + 1
         self._steps_here = self._holds = 0
         self._queue.clear()
@@ -145,8 +149,8 @@ class VerticalAgent(PlanningAgent):
         self._tries -= 1
 
     def _add_stages(self, closedness: float) -> None:
-        goals, budgets = [], []
-        for goal, budget in zip(self._goals, self._budgets, strict=True):
+        goals, budgets, images = [], [], []
+        for image, (goal, budget) in enumerate(zip(self._goals, self._budgets, strict=True)):
             hand = self._hand(goal)
             wanted = float(hand[0, 5])
             closes, opens = wanted - closedness > CHANGE, closedness - wanted > CHANGE
@@ -162,7 +166,8 @@ class VerticalAgent(PlanningAgent):
                 goals.append(self._stage(goal, hand, self.vertical.height, wanted))
                 budgets.append(self.vertical.budget)
             closedness = wanted
-        self._goals, self._budgets = tuple(goals), tuple(budgets)
+            images += [image] * (len(goals) - len(images))
+        self._goals, self._budgets, self._images = tuple(goals), tuple(budgets), images
 
     def _hand(self, goal: LatentGoal) -> Tensor:
         """The hand of a goal image as it is read [1, 6], the closedness as the objective compares it."""

@@ -87,7 +87,7 @@ class LivePage:
         facts |= {"reasons": "; ".join(text for _, text in row["reasons"]), "proposed": _short(row["proposed"])}
         facts |= {f"{name} s": round(value, 3) for name, value in row["latency"].items()}
         facts |= {name: round(agent[name], 4) for name in ("energy", "cost", "subgoal") if name in agent}
-        goal = self._goals[min(int(agent.get("subgoal", 0)), len(self._goals) - 1)]
+        goal = self._goals[min(int(agent.get("image", 0)), len(self._goals) - 1)]
         with self._lock:
             self._images |= goal | dict(images)
             self._status |= {"step": row["step"], "distance": agent.get("energy"), "facts": facts}

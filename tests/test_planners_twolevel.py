@@ -144,6 +144,7 @@ def test_sub_goals_lead_where_the_energy_alone_says_nothing() -> None:
     assert np.abs(found - [6, 0, 0, 0]).max() < 0.3
     subgoals = [record.subgoal for record in agent.history]
     assert subgoals == sorted(subgoals) and max(subgoals) >= 3
+    assert {record.image for record in agent.history} == {1}
     assert agent.last_chain is not None
 
 

@@ -158,6 +158,7 @@ def test_fingers_that_close_on_nothing_try_deeper() -> None:
     agent = make_agent(config, OneObject(blind=True))
     frames = drive(agent, lifted(), [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 25)
     assert agent.depths == pytest.approx([0.04, 0.08])
+    assert {record.image for record in agent.history} == {0}  # one image was given
     assert frames[-1][1, 2] > 0.5
     once = make_agent(VerticalConfig(depths=(0.04,), retries=0), OneObject(blind=True))
     assert drive(once, lifted(), [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 25)[-1][1, 2] == 0.0

@@ -221,7 +221,7 @@ def test_the_live_page_shows_status_and_stops(tmp_path):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             fetch(page.address + "image/none")
         first = fetch(page.address + "image/goal%20left")
-        page.publish(row | {"latency": {}, "agent": {"energy": 0.4, "subgoal": 1}}, {"left": image})
+        page.publish(row | {"latency": {}, "agent": {"energy": 0.4, "image": 1}}, {"left": image})
         assert fetch(page.address + "image/goal%20left") != first  # the sub-goal that is planned for
         fetch(page.address + "stop", data=b"")
         assert said == ["stop button"]
