@@ -1,7 +1,12 @@
-"""`armworld pixels`: train the pixel-space world model."""
+"""`armworld pixels`: train the pixel-space world model.
+
+Beside the weights, `out/model/imagined.png` shows held-out episodes as they were and as the model imagines them from
+their first frame; `armworld evaluate --suite table3` takes it over into its page.
+"""
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,11 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armworld.baselines.compute import parameters, training_flop
+from armworld.baselines.compute import core_seconds, parameters, training_flop
 from armworld.baselines.pixels import PixelModelConfig, PixelNetwork, to_unit
+from armworld.baselines.pixels_picture import CLIPS, PICTURE, STEPS, held_out_figure
 from armworld.datasets.clips import load_frames
 from armworld.datasets.features import stride_for
 from armworld.datasets.store import Store
+from armworld.evaluation.files import write_bytes
+from armworld.evaluation.picture import figure_png
 from armworld.pose import action_between
 from armworld.worldmodel.checkpoint import save_parts
 from armworld.worldmodel.model import WorldModelConfig
@@ -26,6 +34,7 @@ from armworld.worldmodel.training import (
     pick_device,
     plot_metrics,
     precision,
+    read_metrics,
 )
 
 
@@ -91,7 +100,7 @@ class PixelClips:
     """Draws clips of frames, states and actions from packed stores."""
 
     def __init__(self, stores: list[Store], keep: list[np.ndarray], step_seconds: float, frames: int) -> None:
-        self.stores, self.frames = stores, frames
+        self.stores, self.episodes, self.frames = stores, keep, frames
         self.strides = [stride_for(store.step_seconds, step_seconds) for store in stores]
         parts = zip(stores, keep, self.strides, strict=True)
         starts = [store.starts(frames, stride, episodes) for store, episodes, stride in parts]
@@ -99,6 +108,10 @@ class PixelClips:
         self._starts, self._owner = np.concatenate(starts), np.concatenate(owner)
         if not len(self._starts):
             raise ValueError(f"no episode holds {frames} frames {step_seconds} s apart")
+
+    def __len__(self) -> int:
+        """Clips, overlapping ones counted each."""
+        return len(self._starts)
 
     def sample(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Frames uint8 [B, T, H, W, 3], states [B, T, 7], actions [B, T-1, 7]."""
@@ -137,6 +150,7 @@ def train(config: PixelTrainConfig) -> Path:
     run = TrainingRun(
         config.out, config.identity(), budget, modules, optimizer, generators, processes, config.save_minutes
     )
+    began = time.process_time()
     for step in run.steps():
         run.set_cosine_rate(config.learning_rate, config.warmup)
         share = processes.share(config.batch)
@@ -145,7 +159,8 @@ def train(config: PixelTrainConfig) -> Path:
             parts = model(to_unit(images), states, actions)
         run.optimise(parts["loss"])
         if step % 20 == 0:
-            run.log({name: float(value.detach()) for name, value in parts.items()})
+            spent = {"core_seconds": round(time.process_time() - began, 1)}
+            run.log({name: float(value.detach()) for name, value in parts.items()} | spent)
         if step and step % config.validate_every == 0:
             run.log(validate(network, held_out, config, device))
     if processes.is_main:
@@ -191,12 +206,27 @@ def _export(
         "training": config.identity(),
         "steps": run.budget.step,
         "seconds": round(run.budget.elapsed),
+        "core_seconds": round(core_seconds(read_metrics(run.metrics_path))),
         "device": device.type,
         "parameters": parameters(network),
         "training_flop": training_flop(lambda: network(frames, states, actions), config.batch * run.budget.step),
-        "data": {"folders": [p.name for p in config.data], "samples": len(clips._starts)},
+        "data": {"folders": [p.name for p in config.data], "samples": len(clips)},
         "validation": validate(network, held_out, config, device),
     }
     usage = WorldModelConfig(config.step_seconds, (config.image_size, config.image_size), config.camera)
     save_parts(config.out / "model", {"pixels": network}, usage, about)
+    _draw(config, network, usage, held_out, device)
     plot_metrics(run.metrics_path, config.out / "curves.png", ("copied", "forced", "rollout", "one_step", "gain"))
+
+
+def _draw(
+    config: PixelTrainConfig, network: PixelNetwork, usage: WorldModelConfig, held_out: PixelClips, device: torch.device
+) -> None:
+    """The picture of imagined frames beside the truth; none where no held-out episode is long enough."""
+    try:
+        longer = PixelClips(held_out.stores, held_out.episodes, config.step_seconds, STEPS + 1)
+    except ValueError:
+        return
+    images, states, actions = (part.to(device) for part in longer.sample(np.random.default_rng(0), CLIPS))
+    figure = held_out_figure(network, usage, (images, states, actions))
+    write_bytes(config.out / "model" / PICTURE, figure_png(figure))

@@ -89,7 +89,9 @@ class GoalEnv(gymnasium.Env):
         self.moves = list(MOVES[task])
         self.bound = space.high[self.moves].astype(np.float64)
         sizes = {"achieved_goal": 3, "desired_goal": 3, "observation": OBSERVED[task]}
-        boxes = {name: gymnasium.spaces.Box(-np.inf, np.inf, (sizes[name],), np.float32) for name in ORDER}
+        boxes: dict[str, gymnasium.Space] = {
+            name: gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32) for name, size in sizes.items()
+        }
         self.observation_space = gymnasium.spaces.Dict(boxes)
         self.action_space = gymnasium.spaces.Box(-1, 1, (len(self.moves),), np.float32)
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from armworld.baselines.compute import parameters, training_flop
+from armworld.baselines.compute import parameters, pretraining_flop, training_flop
 from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, make_agent, needs_model
 from armworld.evaluation.cells import single_thread
 from armworld.evaluation.files import write_json, write_text
@@ -57,9 +57,10 @@ class Row:
         agent: Its name in `armworld evaluate`.
         model: Its checkpoint.
         parameters: Of all its networks, frozen ones included.
-        training_flop: Operations of training what was trained (a frozen encoder's own training not counted).
-        hours: Wall time of that training.
-        core_hours: Processor time of it.
+        training_flop: Operations of training; a frozen encoder's own pretraining counts where the checkpoint tells of
+            it ("pretraining"), a readout's training does not.
+        hours: Wall time of the same.
+        core_hours: Processor time, of the last training alone.
         device: Where it ran.
         data: What it learned from.
         seconds_per_action: Median processor time on one thread of this machine.
@@ -90,14 +91,16 @@ def method_row(agent: str, path: str | None, repeats: int = 5, settings: AgentSe
         raise ValueError(f"agent {agent!r} needs a model: write {agent}=PATH")
     model = load_model(agent, path)
     about = _about(agent, path, model)
+    before = about.get("pretraining", ())
     seconds, core = about.get("seconds"), about.get("core_seconds")
+    flop = about.get("training_flop") or _predictor_flop(model, about)
     return Row(
         method=about.get("method", entry.summary),
         agent=agent,
         model=path,
         parameters=about.get("parameters") or _count(model),
-        training_flop=about.get("training_flop") or _predictor_flop(model, about),
-        hours=None if seconds is None else seconds / 3600,
+        training_flop=None if flop is None else flop + sum(map(pretraining_flop, before)),
+        hours=None if seconds is None else (seconds + sum(run["seconds"] for run in before)) / 3600,
         core_hours=None if core is None else core / 3600,
         device=about.get("device"),
         data=_data(about),
@@ -141,6 +144,8 @@ def _predictor_flop(model: Any, about: dict[str, Any]) -> float | None:
 def _data(about: dict[str, Any]) -> str | None:
     """E.g. "reach+grasp: 2000 episodes, 50000 samples"."""
     told = about.get("data")
+    if isinstance(told, list):  # of the world model's trainers
+        told = {"folders": told} | ({"frames": about["frames"]} if "frames" in about else {})
     if not isinstance(told, dict):
         return None
     counts = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in told.items() if key != "folders")

@@ -198,6 +198,19 @@ def write_table3(config: EvaluateConfig, record: dict[str, Any], found: Sequence
         here = [slot.point for slot in found if slot.place == place]
         page.heading(f"{place}: all points")
         page.table(TABLE_HEAD, [table_row(f"{point.agent} {point.effort}", point.results) for point in here])
+    show_imagined(page, config)
     provenance(page, record)
     page.write(config.out / "index.html")
     write_json(config.out / "results.json", record)
+
+
+def show_imagined(page: Page, config: EvaluateConfig) -> None:
+    """What the pixel model imagines beside the truth, where its training drew that (`baselines.pixels_picture`)."""
+    from armworld.baselines.pixels_picture import PICTURE
+    from armworld.worldmodel.checkpoint import resolve as folder_of
+
+    model = config.model_of("pixels") if "pixels" in config.methods else None
+    drawn = None if model is None else folder_of(model) / PICTURE
+    if drawn is not None and drawn.is_file():
+        page.heading("What the pixel model imagines, beside the truth (held-out episodes, one rollout each)")
+        page.picture(drawn.read_bytes(), "truth, imagined frames, and their difference in grey levels")

@@ -10,7 +10,7 @@ import torch
 
 from armworld.baselines.agent import load_policy
 from armworld.baselines.bc import BCTrainConfig, train, update_average
-from armworld.baselines.compute import core_seconds
+from armworld.baselines.compute import core_seconds, pretraining_flop
 from armworld.baselines.demonstrations import Demonstrations
 from armworld.baselines.pixels import (
     PixelModelConfig,
@@ -21,13 +21,19 @@ from armworld.baselines.pixels import (
     to_patches,
     to_unit,
 )
+from armworld.baselines.pixels_picture import PICTURE, imagine, imagined_figure
 from armworld.baselines.pixels_train import PixelTrainConfig
 from armworld.baselines.pixels_train import train as train_pixels
-from armworld.baselines.table import TableConfig, table
+from armworld.baselines.table import TableConfig, method_row, table
 from armworld.evaluation.agents import AgentSettings, make_agent
 from armworld.evaluation.cells import Cell, run_episodes
+from armworld.evaluation.report import Page
 from armworld.evaluation.setup import Setup, resolve
+from armworld.evaluation.suite import EvaluateConfig
+from armworld.evaluation.table3 import show_imagined
 from armworld.types import Goal
+from armworld.worldmodel.checkpoint import read_parts
+from armworld.worldmodel.checkpoint import resolve as resolve_checkpoint
 from armworld.worldmodel.model import WorldModelConfig
 from armworld.worldmodel.training import read_metrics, warmup_cosine
 
@@ -166,6 +172,22 @@ def test_pixel_model_imagines_each_candidate_by_itself():
         model.encode(np.zeros((1, 1, 16, 16, 3), np.uint8))
 
 
+def test_imagined_frames_come_from_the_first_one_alone():
+    model = pixel_model()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 4, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
+    states = torch.from_numpy(START).float().expand(2, 4, 7)
+    actions = 0.05 * torch.randn(2, 3, 7, generator=generator)
+    frames = imagine(model, images, states, actions)
+    assert frames.shape == (2, 3, SIZE, SIZE, 3) and frames.dtype == torch.uint8
+    later = torch.cat([images[:, :1], 255 - images[:, 1:]], 1)
+    assert torch.equal(frames, imagine(model, later, states, actions))
+    single = model.rollout(model.encode(images[1:, :1]), states[1:, :1], actions[1:, None])
+    assert (to_frames(single.z[:, 0], SIZE, SIZE).int() - frames[1:].int()).abs().max() <= 1
+    figure = imagined_figure(images.numpy(), frames.numpy(), 0.25)
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["seen", "0.25 s", "0.5 s", "0.75 s"]
+
+
 def test_pixel_model_is_trained_and_planned_with(data, tmp_path):
     config = PixelTrainConfig(
         (data,), tmp_path, image_size=SIZE, channels=8, blocks=1, batch=4, steps=45, held_out=0.25
@@ -174,6 +196,10 @@ def test_pixel_model_is_trained_and_planned_with(data, tmp_path):
     losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
     assert losses[-1] < losses[0]
     model = load_pixel_model(folder)
+    assert (folder / PICTURE).read_bytes()[:4] == b"\x89PNG"
+    page = Page("table3")
+    show_imagined(page, EvaluateConfig(suite="table3", models=f"pixels={folder}", agents="cem,pixels", out=tmp_path))
+    assert "beside the truth" in page.html()
     agent = make_agent("pixels", fake.PointEnv(), model, 0, AgentSettings(samples=8, iterations=2, elites=2))
     look = {"state": START.astype(np.float32), "left": picture(START)}
     agent.reset(Goal((look,), (2,)))
@@ -205,3 +231,19 @@ def test_table_of_methods(data, tmp_path, capsys):
     assert "Octo-style, from scratch" in text and "| hold |" in text
     with pytest.raises(ValueError, match="agent 'octo' needs a model: write octo=PATH"):
         table(TableConfig(("octo",)))
+
+
+def test_table_counts_a_world_models_pretraining():
+    """The shipped weights tell of two runs of pretraining: operations and hours of both are in its row."""
+    about = read_parts(resolve_checkpoint("default"))[0]["about"]
+    row = method_row("cem", "default", repeats=0)
+    runs = about["pretraining"]
+    assert row.hours == pytest.approx((about["seconds"] + sum(run["seconds"] for run in runs)) / 3600)
+    first = pretraining_flop(runs[0])
+    assert pretraining_flop({**runs[0], "steps": 2 * runs[0]["steps"]}) == pytest.approx(2 * first)
+    # One sample's forward pass of the encoder alone, 4 x 64 / 2 tokens, is 2 * parameters * tokens and more.
+    encoder = 12 * 192**2 * 6
+    least = 3 * runs[0]["steps"] * runs[0]["batch"] * 2 * encoder * 0.25 * 128
+    assert least < first < 40 * least
+    assert row.training_flop is not None and row.training_flop > first
+    assert row.data == "+".join(about["data"]) + f": {about['frames']} frames"
