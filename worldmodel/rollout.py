@@ -10,6 +10,7 @@ What is not repeated, all of it exact but for rounding:
   in the first layer their queries, keys, values and attention to one another too; a candidate only mixes its action
   token's value in, with the weight that its softmax would have given.
 - In the last layer only the patch tokens' outputs are computed: nothing reads the others.
+- On CPUs, float32 products go through the quicker of PyTorch's two libraries (`linear.py`).
 - The channels of queries and keys are reordered per head (even ones, then odd ones), which no dot product notices and
   which makes the rotary positions three contiguous products.
 """
@@ -23,12 +24,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from armworld.pose import action_between, apply_action
 from armworld.worldmodel.ac_predictor import ACPredictor, merge_patches, split_patches
 from armworld.worldmodel.blocks import Block, Rotary, attend, attend_block_causal, normalize
+from armworld.worldmodel.linear import apply, linear
 
 KeysValues = tuple[Tensor, Tensor]  # [B or B * S, M, L, K] each
 
@@ -42,15 +43,16 @@ class Layer(NamedTuple):
 
     def project(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, [.., M, N, K] each, of tokens [.., N, P]."""
-        qkv = F.linear(self.block.norm1(x), self.weight, self.bias).unflatten(-1, (3, self.block.attn.heads, -1))
+        qkv = linear(self.block.norm1(x), self.weight, self.bias).unflatten(-1, (3, self.block.attn.heads, -1))
         qk = _rotate_halves(qkv[..., :2, :, :], rotary)
         q, k = qk.unbind(-3)
         return q.transpose(-3, -2), k.transpose(-3, -2), qkv[..., 2, :, :].transpose(-3, -2)
 
     def finish(self, x: Tensor, attended_BMNK: Tensor) -> Tensor:
         """The block's output from its input and what its attention read."""
-        x = self.block.attn.proj(attended_BMNK.transpose(1, 2).flatten(2)) + x
-        return self.block.mlp(self.block.norm2(x)) + x
+        x = apply(self.block.attn.proj, attended_BMNK.transpose(1, 2).flatten(2)) + x
+        mlp = self.block.mlp
+        return apply(mlp.fc2, apply(mlp.fc1, self.block.norm2(x), gelu=True)) + x
 
 
 class Predictor:
@@ -85,7 +87,7 @@ class Predictor:
 
     def read_out(self, x_BSGP: Tensor, before_BSGD: Tensor) -> Tensor:
         """Layer-normed next features [B, S, G, merge^2 D] from patch tokens and the (merged) features before."""
-        z = self.module.predictor_proj(self.module.predictor_norm(x_BSGP))
+        z = apply(self.module.predictor_proj, self.module.predictor_norm(x_BSGP))
         if self.module.config.residual:
             z = z + before_BSGD
         return normalize(z.unflatten(-1, (self.merge**2, -1))).flatten(-2)
@@ -142,7 +144,7 @@ def _imagine_chunk(
     camera = None if extrinsics is None else extrinsics.flatten(0, 1)
     for h in range(1, horizon):
         conditioning = prepared.conditioning(actions_BSHA[:, :, h], states_BSHA[:, :, h], extrinsics)
-        tokens = torch.cat([conditioning, prepared.module.predictor_embed(z[-1])], 2).flatten(0, 1)
+        tokens = torch.cat([conditioning, apply(prepared.module.predictor_embed, z[-1])], 2).flatten(0, 1)
         step = shared.step + h
         if past is not None:
             past.add(actions_BSHA[:, :, h - 1], z[-1], states_BSHA[:, :, h])
