@@ -1,8 +1,8 @@
 """`armworld doctor PATH`: is this world model fit for planning, and if not, which part is to blame?
 
-Six examinations on fresh simulated motion: can the features tell where the arm is; do actions matter to the
+Seven examinations on fresh simulated motion: can the features tell where the arm is; do actions matter to the
 predictor; do they point the right way; can it tell true outcomes apart; does latent distance follow true distance;
-how far ahead can it imagine.
+how far ahead can it imagine; and what do single frames tell of the arm's state and of the object.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from armworld.evaluation.agents import AgentSettings
 from armworld.evaluation.blame import blame, blame_sentence
 from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.doctor_picture import doctor_figure
+from armworld.evaluation.doctor_stills import Stills, read_stills, take_stills
 from armworld.evaluation.doctor_verdict import judge, mark_of
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
+from armworld.evaluation.horizon import imagine_far, most_steps
 from armworld.evaluation.picture import figure_png
 from armworld.evaluation.probing import (
     Probe,
@@ -35,7 +37,7 @@ from armworld.evaluation.probing import (
     spearman,
 )
 from armworld.evaluation.report import Page, provenance
-from armworld.evaluation.samples import JOGS, Samples, gather
+from armworld.evaluation.samples import JOGS, Samples, Travel, gather, travel
 from armworld.evaluation.setup import Setup, resolve
 from armworld.planners.objectives import AlignedL1
 from armworld.planners.registry import PLANNERS
@@ -57,8 +59,11 @@ class DoctorConfig:
         level: Variation between episodes: none, jitter or full.
         camera: Camera; by default the model's.
         episodes: Episodes of free motion; a quarter of them is held out for the probe.
-        steps: Steps per episode, and so the longest horizon examined.
+        steps: Steps per episode.
         candidates: Actions to tell apart in the ranking.
+        far_seconds: Longest horizon that is imagined.
+        far_episodes: Episodes as long as that.
+        stills: Single frames, each of an episode of its own, for the probes of arm and object.
         planner: Also plan episodes, and repeat the failures with the simulator as the model, to tell which part
             is to blame (minutes per episode).
         agent: The planner examined then.
@@ -77,6 +82,9 @@ class DoctorConfig:
     episodes: int = 40
     steps: int = 12
     candidates: int = 16
+    far_seconds: float = 16.0
+    far_episodes: int = 6
+    stills: int = 240
     planner: bool = False
     agent: str = "cem"
     planner_episodes: int = 10
@@ -92,6 +100,11 @@ class DoctorConfig:
             raise ValueError(
                 "the doctor needs episodes >= 4, steps >= 3 and candidates >= 2, got "
                 f"{self.episodes}, {self.steps} and {self.candidates}"
+            )
+        if self.far_seconds <= 0 or self.far_episodes < 1 or self.stills < 16:
+            raise ValueError(
+                "the doctor needs far_seconds > 0, far_episodes >= 1 and stills >= 16, got "
+                f"{self.far_seconds}, {self.far_episodes} and {self.stills}"
             )
 
 
@@ -117,9 +130,12 @@ def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, An
     env = open_env(env_id_of(config.task), kwargs)
     try:
         with single_thread(), torch.no_grad():
-            seeds = list(range(config.seed, config.seed + config.episodes))
-            samples = gather(env, model, seeds, config.steps, config.candidates)
-            findings = examine(model, samples, np.random.default_rng([config.seed]))
+            seeds = list(range(config.seed, config.seed + max(config.episodes, config.far_episodes, config.stills)))
+            samples = gather(env, model, seeds[: config.episodes], config.steps, config.candidates)
+            far_steps = max(1, round(config.far_seconds / model.step_seconds))
+            far = travel(env, model, seeds[: config.far_episodes], far_steps)
+            stills = take_stills(env, model, seeds[: config.stills])
+            findings = examine(model, samples, far, stills, np.random.default_rng([config.seed]))
     finally:
         env.close()
     marks = judge(findings)
@@ -155,8 +171,8 @@ def find_blame(config: DoctorConfig) -> dict[str, Any]:
     return blame(resolve(setup, [config.agent]), settings, where, config.agent, seeds, config.out / "planner")
 
 
-def examine(model: Any, samples: Samples, rng: np.random.Generator) -> dict[str, Any]:
-    """All six examinations, as numbers; see each function."""
+def examine(model: Any, samples: Samples, far: Travel, stills: Stills, rng: np.random.Generator) -> dict[str, Any]:
+    """All seven examinations, as numbers; see each function."""
     episodes = len(samples.z)
     order = rng.permutation(episodes)
     held_out = np.sort(order[: max(1, episodes // 4)])
@@ -170,7 +186,8 @@ def examine(model: Any, samples: Samples, rng: np.random.Generator) -> dict[str,
         "axes": action_axes(model, probe, samples, held_out),
         "ranking": outcome_ranking(model, samples),
         "latent_distance": latent_distance(model, samples, rng),
-        "drift": drift(model, probe, samples, held_out),
+        "drift": drift(model, probe, far),
+        "stills": read_stills(model, stills, rng),
     }
 
 
@@ -255,7 +272,7 @@ def latent_distance(model: Any, samples: Samples, rng: np.random.Generator) -> d
         "near_m": NEAR_M,
         "latent": latent[shown],
         "true_m": true[shown],
-        "aligned": None if aligned is None else _correlations(aligned, true),
+        "aligned": None if aligned is None else {**_correlations(aligned, true), "cost": aligned[shown]},
     }
 
 
@@ -264,21 +281,20 @@ def _correlations(cost: np.ndarray, true: np.ndarray) -> dict[str, float]:
     return {"spearman": spearman(cost, true), "spearman_near": spearman(cost[near], true[near])}
 
 
-def drift(model: Any, probe: Probe, samples: Samples, held_out: np.ndarray) -> dict[str, Any]:
-    """Open-loop rollouts from the first frame with the true actions: error against the horizon, beside copying."""
-    z, state, actions = samples.z[held_out], samples.states[held_out], samples.actions[held_out]
-    chunks = [
-        model.rollout(one[:1][None].to(_device(model)), _tensor(s[:1][None], model), _tensor(a[None, None], model)).z
-        for one, s, a in zip(z, state, actions, strict=True)
-    ]
-    imagined = torch.cat([chunk[:, 0].cpu() for chunk in chunks])  # [E, T, N, D]
+def drift(model: Any, probe: Probe, far: Travel) -> dict[str, Any]:
+    """Open-loop rollouts from the first frame with the true actions: error against the horizon, beside copying.
+
+    Rollouts longer than the predictor was built for go on from their last imagined frame.
+    """
+    z, state = far.z, far.states
+    imagined = imagine_far(model, z[:, 0], state[:, 0], far.actions, most_steps(model))
     horizons = range(1, z.shape[1])
-    position = np.linalg.norm(probe(imagined) - state[:, 1:, :3], axis=-1).mean(0)
     return {
+        "step_seconds": model.step_seconds,
         "horizon": list(horizons),
         "l1": [_l1(imagined[:, h - 1], z[:, h]) for h in horizons],
         "copy_l1": [_l1(z[:, 0], z[:, h]) for h in horizons],
-        "position_error_m": position,
+        "position_error_m": np.linalg.norm(probe(imagined) - state[:, 1:, :3], axis=-1).mean(0),
         "moved_m": np.linalg.norm(state[:, 1:, :3] - state[:, :1, :3], axis=-1).mean(0),
     }
 
@@ -326,9 +342,19 @@ def _write(
             ["seed", "reason", "to blame"],
             [[e["seed"], e["reason"], e["blame"] or "–"] for e in record["planner"]["episodes"]],
         )
-    page.picture(png, "probe, sensitivity, axes, ranking, latent distance and drift")
+    page.picture(png, "probe, sensitivity, axes, ranking, latent distance, drift, object, yaw and fingers")
+    page.heading("Jogs along each axis").table(["jog", "commanded (cm)", "seen (cm)", "imagined (cm)"], _jogs(findings))
     provenance(page, record)
     page.details("All numbers", record["findings"])
     write_bytes(config.out / "doctor.png", png)
     page.write(config.out / "index.html")
     write_json(config.out / "doctor.json", record)
+
+
+def _jogs(findings: Mapping[str, Any]) -> list[list[str]]:
+    """A row per jog: its axis, and the mean displacement commanded, seen in the true frame, and imagined."""
+    moves = [100 * np.asarray(findings["axes"][f"{kind}_m"]) for kind in ("commanded", "encoded", "predicted")]
+    names = [f"{sign}{axis}" for sign in "+−" for axis in "xyz"]
+    return [
+        [name, *(", ".join(f"{value:+.1f}" for value in move[row]) for move in moves)] for row, name in enumerate(names)
+    ]

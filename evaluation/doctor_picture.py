@@ -16,23 +16,28 @@ AXIS_COLOURS = {"x": "#b91c1c", "y": "#15803d", "z": "#0b62a8"}
 
 
 def doctor_figure(findings: Mapping[str, Any]) -> Figure:
-    """Six panels over `armworld.evaluation.doctor.examine`'s findings."""
-    figure = Figure(figsize=(13.6, 7.6), layout="constrained")
-    panels = figure.subplots(2, 3).reshape(-1)
-    draw = (_probe, _sensitivity, _axes, _ranking, _latent, _drift)
-    for panel, function, finding in zip(panels, draw, findings.values(), strict=True):
-        function(panel, finding)
+    """Eight panels over `armworld.evaluation.doctor.examine`'s findings."""
+    figure = Figure(figsize=(17.6, 7.6), layout="constrained")
+    panels = figure.subplots(2, 4).reshape(-1)
+    draw = {
+        "probe": _probe,
+        "sensitivity": _sensitivity,
+        "axes": _axes,
+        "ranking": _ranking,
+        "latent_distance": _latent,
+        "drift": _drift,
+    }
+    for panel, (name, function) in zip(panels, draw.items(), strict=False):
+        function(panel, findings[name])
+    _object(panels[6], findings["stills"])
+    _state(panels[7], findings["stills"])
     return figure
 
 
 def _probe(axes: Axes, finding: Mapping[str, Any]) -> None:
     tidy(axes, f"Seeing: position read within {100 * finding['position_error_m']:.1f} cm")
     true, read = 100 * np.asarray(finding["true_m"]), 100 * np.asarray(finding["read_m"])
-    for index, (name, colour) in enumerate(AXIS_COLOURS.items()):
-        axes.scatter(true[:, index], read[:, index], s=7, color=colour, alpha=0.5, lw=0, label=name)
-    ends = [min(true.min(), read.min()), max(true.max(), read.max())]
-    axes.plot(ends, ends, color=MUTED, lw=1)
-    axes.legend(frameon=False, fontsize=9, markerscale=2)
+    _read_against_true(axes, [(n, c, true[:, i], read[:, i]) for i, (n, c) in enumerate(AXIS_COLOURS.items())])
     _labels(axes, "true (cm)", "read (cm)")
 
 
@@ -90,26 +95,72 @@ def _ranking(axes: Axes, finding: Mapping[str, Any]) -> None:
 
 def _latent(axes: Axes, finding: Mapping[str, Any]) -> None:
     tidy(axes, f"Cost: correlation {finding['spearman']:.2f}, near {finding['spearman_near']:.2f}")
-    axes.scatter(100 * np.asarray(finding["true_m"]), finding["latent"], s=5, color=BLUE, alpha=0.35, lw=0)
+    true = 100 * np.asarray(finding["true_m"])
+    axes.scatter(true, finding["latent"], s=5, color=BLUE, alpha=0.35, lw=0)
     axes.axvspan(0, 100 * finding["near_m"], color=GRID, alpha=0.6, lw=0, zorder=0)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     _labels(axes, "true distance (cm)", "mean |z − z′|")
+    aligned = finding.get("aligned")
+    if aligned:
+        right = _right_axis(axes, "aligned energy")
+        right.scatter(true, aligned["cost"], s=5, color=ORANGE, alpha=0.35, lw=0)
+        right.set_ylim(bottom=0)
+        tidy(axes, f"Cost: near {finding['spearman_near']:.2f}, aligned {aligned['spearman_near']:.2f}")
 
 
 def _drift(axes: Axes, finding: Mapping[str, Any]) -> None:
-    tidy(axes, "Horizon: open-loop error against steps ahead")
-    axes.plot(finding["horizon"], finding["l1"], color=BLUE, lw=2, label="imagined, |ẑ − z|")
-    axes.plot(finding["horizon"], finding["copy_l1"], color=GREY, lw=2, label="copied first frame")
+    tidy(axes, "Horizon: open-loop error, seconds ahead")
+    seconds = finding["step_seconds"] * np.asarray(finding["horizon"])
+    axes.plot(seconds, finding["l1"], color=BLUE, lw=2, label="imagined, |ẑ − z|")
+    axes.plot(seconds, finding["copy_l1"], color=GREY, lw=2, label="copied first frame")
     axes.set_ylim(bottom=0)
-    right = axes.twinx()
-    right.plot(finding["horizon"], 100 * np.asarray(finding["position_error_m"]), color=ORANGE, lw=1.5, ls="--")
+    right = _right_axis(axes, "position error read from ẑ (cm)")
+    right.plot(seconds, 100 * np.asarray(finding["position_error_m"]), color=ORANGE, lw=1.5, ls="--")
     right.set_ylim(bottom=0)
-    right.set_ylabel("position error read from ẑ (cm)", color=ORANGE, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    _labels(axes, "seconds ahead", "mean |ẑ − z|")
+
+
+def _object(axes: Axes, finding: Mapping[str, Any]) -> None:
+    error, guess = 100 * finding["object_error_m"], 100 * finding["object_guessing_m"]
+    tidy(axes, f"Object: read within {error:.1f} cm (guess {guess:.1f})")
+    true, read = 100 * np.asarray(finding["object_true"]), 100 * np.asarray(finding["object_read"])
+    _read_against_true(axes, [(name, AXIS_COLOURS[name], true[:, i], read[:, i]) for i, name in enumerate("xy")])
+    _labels(axes, "true (cm)", "read (cm)")
+
+
+def _state(axes: Axes, finding: Mapping[str, Any]) -> None:
+    probe = finding["probe"]
+    tidy(axes, f"State: yaw within {probe['yaw_rad']:.2f} rad, fingers {probe['closedness']:.2f}")
+    names = {"yaw": ("yaw (rad)", BLUE), "closedness": ("closedness", ORANGE)}
+    _read_against_true(
+        axes,
+        [
+            (label, colour, np.asarray(finding[f"{key}_true"]), np.asarray(finding[f"{key}_read"]))
+            for key, (label, colour) in names.items()
+        ],
+    )
+    _labels(axes, "true", "read")
+
+
+def _read_against_true(axes: Axes, series: list[tuple[str, str, np.ndarray, np.ndarray]]) -> None:
+    """Scatter of (label, colour, true, read) with the diagonal."""
+    for label, colour, true, read in series:
+        axes.scatter(true, read, s=9, color=colour, alpha=0.6, lw=0, label=label)
+    everything = np.concatenate([np.concatenate(pair[2:]) for pair in series])
+    ends = [everything.min(), everything.max()]
+    axes.plot(ends, ends, color=MUTED, lw=1)
+    axes.legend(frameon=False, fontsize=9, markerscale=2, loc="upper left")
+
+
+def _right_axis(axes: Axes, label: str) -> Axes:
+    """A second vertical axis, in orange."""
+    right = axes.twinx()
+    right.set_ylabel(label, color=ORANGE, fontsize=9)
     right.tick_params(colors=ORANGE, labelsize=9)
     right.spines[["top"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
-    _labels(axes, "steps ahead", "mean |ẑ − z|")
+    return right
 
 
 def _labels(axes: Axes, x: str, y: str) -> None:

@@ -14,7 +14,7 @@ def judge(findings: Mapping[str, Any]) -> list[tuple[str, str]]:
     The bounds are rules of thumb: a planner needs to tell 4 cm from 0, and chance is what an untrained model reaches.
     """
     probe, sense, axes = findings["probe"], findings["sensitivity"], findings["axes"]["imagined"]
-    rank, latent, ahead = findings["ranking"], findings["latent_distance"], findings["drift"]
+    rank, latent, ahead, stills = (findings[key] for key in ("ranking", "latent_distance", "drift", "stills"))
     gain = 1 - sense["true_l1"] / max(sense["shuffled_l1"], 1e-12)
     useful = [h for h, a, b in zip(ahead["horizon"], ahead["l1"], ahead["copy_l1"], strict=True) if a < b]
     reach = useful[-1] if useful else 0
@@ -43,12 +43,15 @@ def judge(findings: Mapping[str, Any]) -> list[tuple[str, str]]:
         _judge_cost(latent),
         (
             mark_of(reach, min(4, len(ahead["l1"])), 1),
-            f"Horizon: imagining beats copying the first frame up to {reach} of {len(ahead['l1'])} steps.",
+            f"Horizon: imagining beats copying the first frame up to {reach * ahead['step_seconds']:g} of "
+            f"{len(ahead['l1']) * ahead['step_seconds']:g} s; the hand read from it is then off by "
+            f"{100 * ahead['position_error_m'][max(reach - 1, 0)]:.1f} cm.",
         ),
+        *_judge_stills(stills),
     ]
     return [
         *marks,
-        _conclusion(dict(zip(("seeing", "actions", "axes", "ranking", "cost", "horizon"), marks, strict=True))),
+        _conclusion(dict(zip(("seeing", "actions", "axes", "ranking", "cost", "horizon"), marks, strict=False))),
     ]
 
 
@@ -61,6 +64,31 @@ def _judge_cost(latent: Mapping[str, Any]) -> tuple[str, str]:
     if used is not latent:
         told += f"; the aligned energy and true distance by {used['spearman']:.2f} and {used['spearman_near']:.2f}"
     return mark_of(used["spearman_near"], 0.7, 0.4), told + "."
+
+
+def _judge_stills(stills: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The arm's state and the object, from single frames. Never bad: what a task needs of it differs."""
+    probe, own = stills["probe"], stills["readout"]
+    told = f"State: the same for a turned hand reads {_errors(probe)}"
+    best = probe if own is None else own
+    if own is not None:
+        told += f"; the model's own readout {_errors(own)}"
+    read, guess = stills["object_error_m"], stills["object_guessing_m"]
+    clear = best["yaw_rad"] < 0.1 and best["closedness"] < 0.15
+    return [
+        ("good" if clear else "weak", told + "."),
+        (
+            "good" if read < 0.35 * guess else "weak",
+            f"Object: a linear probe reads where it lies within {100 * read:.1f} cm (guessing: {100 * guess:.1f} cm).",
+        ),
+    ]
+
+
+def _errors(errors: Mapping[str, float]) -> str:
+    return (
+        f"{100 * errors['position_m']:.1f} cm, {np.degrees(errors['yaw_rad']):.0f}° of yaw and "
+        f"{errors['closedness']:.2f} of the gripper's stroke"
+    )
 
 
 def mark_of(value: float, good: float, weak: float) -> str:

@@ -11,10 +11,12 @@ import torch
 from rich.console import Console
 
 from armworld.evaluation.doctor import DoctorConfig, doctor, examine
+from armworld.evaluation.doctor_picture import doctor_figure
+from armworld.evaluation.doctor_stills import Stills, read_stills
 from armworld.evaluation.doctor_verdict import judge
 from armworld.evaluation.landscape import LandscapeConfig, Step, energy_planes, landscape, load_step, verdict
 from armworld.evaluation.probing import fit_axes, fit_probe, latent_and_true_distances, ranking, spearman
-from armworld.evaluation.samples import JOGS, Samples
+from armworld.evaluation.samples import JOGS, Samples, Travel
 from armworld.worldmodel.model import Rollout
 
 
@@ -56,9 +58,27 @@ def synthetic(world: LinearWorld, episodes: int = 12, steps: int = 6, candidates
     return Samples(world.see(states[..., :3]), states, actions, moments, branch, world.see(after[..., :3]), after)
 
 
+def stills(world: LinearWorld, frames: int = 60) -> Stills:
+    """Frames of a hand that turns and grips and of an object; three channels of a fifth patch show the last three."""
+    rng = np.random.default_rng(2)
+    states = np.zeros((frames, 7), np.float32)
+    states[:, :3] = rng.uniform(-0.2, 0.2, (frames, 3))
+    states[:, 5], states[:, 6] = rng.uniform(-0.3, 0.3, frames), rng.uniform(0, 1, frames)
+    objects = rng.uniform(-0.2, 0.2, (frames, 2))
+    shown = torch.zeros(frames, 1, 6)
+    shown[:, 0, :4] = torch.from_numpy(np.hstack([np.sin(states[:, 5:6]), states[:, 6:], objects]))
+    return Stills(torch.cat([world.see(states[:, :3]), shown], 1), states, objects)
+
+
+def examined(world: LinearWorld) -> dict[str, Any]:
+    samples = synthetic(world)
+    far = Travel(samples.z, samples.states, samples.actions)
+    return examine(world, samples, far, stills(world), np.random.default_rng(0))
+
+
 def test_a_perfect_model_passes() -> None:
     world = LinearWorld()
-    findings = examine(world, synthetic(world), np.random.default_rng(0))
+    findings = examined(world)
     assert findings["probe"]["position_error_m"] < 1e-3 < findings["probe"]["guessing_error_m"]
     assert findings["sensitivity"]["true_l1"] < 1e-5 < findings["sensitivity"]["shuffled_l1"]
     assert findings["sensitivity"]["response"] == pytest.approx(1, abs=0.01)
@@ -67,40 +87,53 @@ def test_a_perfect_model_passes() -> None:
     assert findings["ranking"]["top_1"] == 1.0 and findings["ranking"]["mean_rank"] == 1.0
     assert findings["latent_distance"]["spearman"] > 0.9
     assert max(findings["drift"]["l1"]) < 1e-5 < min(findings["drift"]["copy_l1"])
+    assert findings["stills"]["probe"]["position_m"] < 0.002 and findings["stills"]["probe"]["closedness"] < 0.01
+    assert findings["stills"]["object_error_m"] < 0.002 < 0.05 < findings["stills"]["object_guessing_m"]
     assert {mark for mark, _ in judge(findings)} == {"good"}
+    assert len(doctor_figure(findings).axes) == 9  # eight panels, one of them with a second axis
 
 
 class PositionReadout(torch.nn.Module):
-    """Reads the position that the world's features hold, through the pseudo-inverse of how it sees."""
+    """Reads the position that the world's first four patches hold, through the pseudo-inverse of how it sees."""
 
     def __init__(self, world: LinearWorld) -> None:
         super().__init__()
         unit = world.see(np.eye(4, 3, dtype=np.float32)).flatten(1)  # the last row: the origin
-        self.origin, self.inverse = unit[3], torch.linalg.pinv(unit[:3] - unit[3])
+        self.origin = torch.nn.Parameter(unit[3], requires_grad=False)
+        self.inverse = torch.linalg.pinv(unit[:3] - unit[3])
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        position = (z.flatten(-2) - self.origin) @ self.inverse
+        position = (z[..., :4, :].flatten(-2) - self.origin) @ self.inverse
         return torch.cat([position, torch.ones_like(position[..., :1]), torch.zeros_like(position[..., :2])], -1)
 
 
 def test_the_cost_is_judged_by_the_aligned_energy_where_there_is_one() -> None:
     world = LinearWorld()
-    samples = synthetic(world)
-    plain = examine(world, samples, np.random.default_rng(0))["latent_distance"]
+    plain = examined(world)["latent_distance"]
     assert plain["aligned"] is None
     world.readout = PositionReadout(world)  # type: ignore[attr-defined]
-    findings = examine(world, samples, np.random.default_rng(0))
+    findings = examined(world)
     assert plain["spearman_near"] < findings["latent_distance"]["aligned"]["spearman_near"] <= 1
     assert "the aligned energy and true distance by" in judge(findings)[4][1]
+    assert findings["stills"]["readout"]["position_m"] < 1e-3 and "own readout 0.0 cm" in judge(findings)[6][1]
+    assert len(doctor_figure(findings).axes) == 10
+
+
+def test_what_the_features_do_not_show_is_not_read() -> None:
+    world = LinearWorld()
+    blind = stills(world)
+    read = read_stills(world, Stills(blind.z[:, :4], blind.states, blind.objects), np.random.default_rng(0))
+    assert read["probe"]["position_m"] < 0.002
+    assert read["object_error_m"] > 0.7 * read["object_guessing_m"]
 
 
 def test_each_fault_is_named() -> None:
     turned, deaf = LinearWorld(yaw=0.7), LinearWorld(gain=0.0)
-    findings = examine(turned, synthetic(turned), np.random.default_rng(0))
+    findings = examined(turned)
     assert findings["axes"]["imagined"]["yaw_deg"] == pytest.approx(np.degrees(0.7), abs=0.5)
     assert findings["axes"]["encoded"]["yaw_deg"] == pytest.approx(0, abs=0.5)
     assert "camera where it was" in judge(findings)[-1][1]
-    findings = examine(deaf, synthetic(deaf), np.random.default_rng(0))
+    findings = examined(deaf)
     assert findings["axes"]["imagined"]["gain"] == pytest.approx(0, abs=0.01)
     assert judge(findings)[-1] == (
         "bad",
@@ -196,10 +229,19 @@ def debug_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_doctor_and_landscape_through_the_simulator(tmp_path: Path, debug_model: str) -> None:
     printed = io.StringIO()
     console = Console(file=printed, width=120)
-    config = DoctorConfig(debug_model, episodes=4, steps=3, candidates=4, out=tmp_path / "doctor")
+    config = DoctorConfig(
+        debug_model,
+        episodes=4,
+        steps=3,
+        candidates=4,
+        far_seconds=1,
+        far_episodes=1,
+        stills=16,
+        out=tmp_path / "doctor",
+    )
     record = doctor(config, console)
     assert json.loads((tmp_path / "doctor" / "doctor.json").read_text()) == record
-    assert set(record["findings"]) == {"probe", "sensitivity", "axes", "ranking", "latent_distance", "drift"}
+    assert set(record["findings"]) == {"probe", "sensitivity", "axes", "ranking", "latent_distance", "drift", "stills"}
     assert record["verdict"][-1].startswith(("BAD", "WEAK", "GOOD")) and "Planning" in printed.getvalue()
     assert "data:image/png" in (tmp_path / "doctor" / "index.html").read_text()
     record = landscape(LandscapeConfig(debug_model, points=5, out=tmp_path / "landscape"), console)
@@ -207,6 +249,8 @@ def test_doctor_and_landscape_through_the_simulator(tmp_path: Path, debug_model:
     assert (tmp_path / "landscape" / "landscape.png").exists()
     with pytest.raises(ValueError, match="episodes >= 4"):
         DoctorConfig(debug_model, episodes=3)
+    with pytest.raises(ValueError, match=r"stills >= 16, got 16\.0, 6 and 4"):
+        DoctorConfig(debug_model, stills=4)
 
 
 def test_planning_through_the_simulator(tmp_path: Path, debug_model: str) -> None:
