@@ -53,6 +53,22 @@ def test_sampling_with_the_exact_noise_of_a_gaussian_gives_that_gaussian():
     assert float(drawn.std()) == pytest.approx(variance**0.5, rel=0.1)  # 20 steps: a little off is their nature
 
 
+def test_an_error_of_the_predicted_noise_does_not_blow_up():
+    """Off by 0.2 in every prediction, x_0 ~ N(1, 0.01) is still found; the noise levels stay those of training."""
+    mean, variance, seen = 1.0, 0.01, []
+
+    class Roughly(DiffusionHead):
+        def forward(self, noisy, step, condition):
+            kept = self.alphas_kept[step][..., None]
+            seen.append(float(noisy.std()) / float((kept * variance + 1 - kept)[0].sqrt()))
+            exact = (1 - kept).sqrt() * (noisy - kept.sqrt() * mean) / (kept * variance + 1 - kept)
+            return exact + 0.2 * torch.where(torch.arange(len(noisy)) % 2 == 0, 1.0, -1.0)[:, None]
+
+    drawn = Roughly(1, 1).sample(torch.zeros(4000, 1), torch.Generator().manual_seed(0))
+    assert float((drawn - mean).abs().mean()) < 0.3
+    assert max(seen) < 2.5
+
+
 def test_head_recovers_two_modes():
     """Two actions, -1 with probability 0.3 and 1 with 0.7: both places and both shares within 10 %."""
     torch.manual_seed(0)
