@@ -102,6 +102,7 @@ def collect(config: CollectConfig) -> dict[str, Any]:
         ValueError: Bad settings, a folder of another configuration, or one that another process writes to.
         DiskFull: No space left; finished episodes are kept.
     """
+    check_environment(config.env_id)  # here, before a folder is begun and processes are started
     out = Path(config.out)
     config = replace(config, behaviours=config.behaviours.for_task(config.task))
     with exclusive(out):
@@ -161,6 +162,14 @@ def collect_episode(config: CollectConfig, seed: int) -> str:
 _ENVIRONMENTS: dict[str, Any] = {}  # this process's, by what they were made with
 
 
+def check_environment(env_id: str) -> None:
+    """ValueError for an id of ours that is not registered; the registered ones are listed."""
+    import armworld.envs
+
+    if env_id.startswith("armworld/"):
+        check_name("environment", env_id, armworld.envs.IDS)
+
+
 def make_environment(env_id: str, **settings: Any) -> Any:
     """This process's environment of that id and settings; compiling a scene and a renderer takes long.
 
@@ -169,10 +178,7 @@ def make_environment(env_id: str, **settings: Any) -> Any:
     """
     import gymnasium
 
-    import armworld.envs
-
-    if env_id.startswith("armworld/"):
-        check_name("environment", env_id, armworld.envs.IDS)
+    check_environment(env_id)
     key = f"{env_id} {sorted(settings.items())}"
     if key not in _ENVIRONMENTS:
         _ENVIRONMENTS[key] = gymnasium.make(env_id, disable_env_checker=True, **settings)

@@ -18,8 +18,8 @@ from armworld.datasets.trajectory import Trajectory, actions_of, read_trajectori
 
 AXES = ("dx (m)", "dy (m)", "dz (m)", "droll (rad)", "dpitch (rad)", "dyaw (rad)", "dclosedness")
 STYLE = """body{font-family:sans-serif;max-width:70em;margin:2em auto;color:#222}table{border-collapse:collapse}
-td,th{border:1px solid #bbb;padding:.2em .7em;text-align:right}th{background:#eee}video{width:16em;margin:.3em}
-figure{display:inline-block;margin:0;font-size:small}img{max-width:100%}"""
+td,th{border:1px solid #bbb;padding:.2em .7em;text-align:right}th{background:#eee}video{width:100%}
+figure{display:inline-block;vertical-align:top;width:15em;margin:.4em;font-size:small}img{max-width:100%}"""
 
 
 def inspect(root: Path, out: Path | None = None, samples: int = 8) -> Path:
@@ -77,7 +77,7 @@ def _summary(trajectories: Sequence[Trajectory], states: np.ndarray) -> str:
         ("seconds per row", ", ".join(f"{s:.4g}" for s in sorted({t.step_seconds for t in trajectories}))),
         ("frames with contact or a moving object", f"{100 * busy / len(states):.1f} %" if known else "not recorded"),
     ]
-    return _table(("", "value"), rows)
+    return _table(("of the dataset", "value"), rows)
 
 
 def _behaviours(trajectories: Sequence[Trajectory]) -> str:

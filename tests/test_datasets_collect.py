@@ -107,6 +107,12 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
     assert len(find_episodes(tmp_path)) == 1
 
 
+def test_an_unknown_task_begins_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown environment 'armworld/Dance-v0'; valid: .*armworld/Grasp-v0"):
+        collect(settings(tmp_path / "out", task="dance"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
