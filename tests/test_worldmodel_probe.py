@@ -15,7 +15,7 @@ from armworld.datasets.droid import write_episode
 from armworld.datasets.video import write_video
 from armworld.worldmodel.attentive_probe import AttentiveProbe
 from armworld.worldmodel.clip_sources import ClipError
-from armworld.worldmodel.labelled_videos import episode_videos, something_videos
+from armworld.worldmodel.labelled_videos import _split, episode_videos, main_direction, something_videos
 from armworld.worldmodel.probe import ProbeConfig, probe
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -61,6 +61,23 @@ def test_episodes_are_split_within_each_class_and_never_across(episodes):
         episode_videos((episodes,), "behaviour", "wrist", 0.3, np.random.default_rng(0))
     with pytest.raises(ValueError, match="do not say the object; probe another target"):
         episode_videos((episodes,), "object", "left", 0.3, np.random.default_rng(0))
+
+
+def test_a_scene_is_on_one_side_of_the_split():
+    drawn = [(Path(f"{scene}-{take}"), "ab"[take % 2], str(scene)) for scene in range(8) for take in range(4)]
+    videos = _split(drawn, 0.5, np.random.default_rng(0))
+    sides = [{v.test for v in videos if v.path.name.startswith(f"{scene}-")} for scene in range(8)]
+    assert all(len(side) == 1 for side in sides) and sum(side == {True} for side in sides) == 4
+    with pytest.raises(ValueError, match="class 'a' has one episode or scene"):
+        _split([(Path("x"), "a", "0"), (Path("y"), "a", "0")], 0.5, np.random.default_rng(0))
+
+
+def test_the_direction_is_that_of_the_largest_displacement():
+    states = np.zeros((3, 7))
+    states[-1, :3] = (0.1, -0.3, 0.2)
+    assert main_direction(states) == "right"
+    states[-1, :3] = (0.1, 0.0, -0.2)
+    assert main_direction(states) == "down"
 
 
 def test_a_probe_on_random_features_tells_a_picture_from_its_negative(episodes, tmp_path):

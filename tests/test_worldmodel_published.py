@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from armworld.worldmodel import published
 from armworld.worldmodel.ac_predictor import ACPredictor
-from armworld.worldmodel.checkpoint import load_checkpoint, load_encoder, load_world_model
+from armworld.worldmodel.checkpoint import load_checkpoint, load_encoder, load_strictly, load_world_model
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.huggingface import export_huggingface, load_huggingface
 from armworld.worldmodel.mask_predictor import MaskPredictor
@@ -85,6 +86,25 @@ def test_export_and_load_are_inverse(tmp_path: Path) -> None:
     assert loaded.mask_predictor is not None
     assert same(loaded.encoder, encoder()) and same(loaded.mask_predictor, predictor)
     assert list(tmp_path.iterdir()) == [tmp_path / "x.pt"]
+
+
+@pytest.mark.parametrize(("file", "size"), [("vitl", "L"), ("vith", "H"), ("vitg", "g"), ("vitg-384", "g-384")])
+def test_the_published_sizes_are_told_from_their_weights(file: str, size: str) -> None:
+    with torch.device("meta"):
+        wanted = encoder_config(size)
+        prefixed = {f"module.backbone.{key}": value for key, value in Encoder(wanted).state_dict().items()}
+        weights = published._bare({**prefixed, "module.backbone.pos_embed": torch.zeros(1)}, file)
+        found = Encoder(published._encoder_config(weights, None, file, file))
+    assert found.config == wanted
+    load_strictly(found, weights, file)
+
+
+def test_the_published_action_conditioned_predictor_is_told_from_its_weights() -> None:
+    with torch.device("meta"):
+        wanted = ACPredictor(ACPredictorConfig(1408))
+    state = {f"module.{key}": value for key, value in wanted.state_dict().items()}
+    found = published._predictor(state, encoder_config("g"), None, published.PUBLISHED_USAGE, "vjepa2-ac-vitg.pt")
+    assert found.config == wanted.config and found.config.heads == 16 and found.config.depth == 24
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,15 @@ def test_what_does_not_fit_is_refused() -> None:
         WorldModelConfig(step_seconds=0)
 
 
+def test_a_device_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("armworld.worldmodel.model.imagine", full)
+    with pytest.raises(ValueError, match=r"CUDA out of memory\. Load the model with a smaller memory_mb than 1024"):
+        make().rollout(*inputs())
+
+
 def test_the_published_pair_has_the_published_shape() -> None:
     with torch.device("meta"):
         encoder, predictor = Encoder(encoder_config("g")), ACPredictor(ACPredictorConfig(features=1408))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from armworld.worldmodel.checkpoint import load_encoder
-from armworld.worldmodel.mask_denoiser import collapse_monitors
+from armworld.worldmodel.mask_denoiser import MaskDenoiser, collapse_monitors
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
 from armworld.worldmodel.training import Budget, Processes, parameter_groups, read_metrics, warmup_constant_decay
 
@@ -93,6 +93,21 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_state(tmp_path):
     with pytest.raises(ValueError, match="the loss became nan at step 1"):
         pretrain(settings(tmp_path, steps=3), NoiseClips())
     assert (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_a_device_out_of_memory_keeps_the_last_state_and_says_what_to_do(tmp_path, monkeypatch):
+    pretrain(settings(tmp_path, steps=1), NoiseClips())
+    before = (tmp_path / "state.pt").read_bytes()
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskDenoiser, "forward", full)
+        with pytest.raises(ValueError, match=r"^CUDA out of memory\. The last good state is kept in .*--recompute"):
+            pretrain(settings(tmp_path, steps=2), NoiseClips())
+    assert (tmp_path / "state.pt").read_bytes() == before
+    pretrain(settings(tmp_path, steps=2, recompute=True), NoiseClips())
 
 
 def test_collapse_monitors_tell_rank():

@@ -130,10 +130,11 @@ def align(config: AlignConfig) -> Path:
         imagined = generators[0].random() < config.imagined_share
         z, states = draw(train, predictor if imagined else None, config, generators[0], device)
         z = z + config.noise * torch.randn(z.shape, generator=generators[1]).to(device)
-        with precision(device, config.dtype):
-            read = readout(z)
-        error = reading_loss(read, states)
-        run.optimise(error)
+        with run.memory_advice():
+            with precision(device, config.dtype):
+                read = readout(z)
+            error = reading_loss(read, states)
+            run.optimise(error)
         if step % config.log_every == 0:
             run.log({"error": float(error.detach())})
         if step and step % config.validate_every == 0:

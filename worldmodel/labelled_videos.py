@@ -17,7 +17,9 @@ import numpy as np
 from armworld.types import check_name
 from armworld.worldmodel.clip_sources import VIDEO_SUFFIXES, ClipError, find_files
 
-EPISODE_TARGETS = ("behaviour", "object", "task", "lab", "success")
+EPISODE_TARGETS = ("behaviour", "object", "direction", "task", "lab", "success")
+SPLITS = ("episode", "scene")
+DIRECTIONS = (("forward", "back"), ("left", "right"), ("up", "down"))  # along x, y, z of the base frame
 
 
 @dataclass(frozen=True)
@@ -30,30 +32,56 @@ class LabelledVideo:
 
 
 def episode_videos(
-    data: Sequence[Path], target: str, camera: str, held_out: float, generator: np.random.Generator
+    data: Sequence[Path],
+    target: str,
+    camera: str,
+    held_out: float,
+    generator: np.random.Generator,
+    split: str = "episode",
 ) -> list[LabelledVideo]:
-    """Recorded episodes, labelled by what their metadata say; each episode is on one side of the split only.
+    """Recorded episodes, labelled by what was recorded; each is on one side of the split only.
 
     Args:
         data: Dataset folders.
-        target: behaviour, object, task, lab or success.
+        target: behaviour, object, task, lab or success, by the metadata; or direction, the one of six in which the
+            hand ends furthest from where it began.
         camera: Whose video.
-        held_out: Share of each class's episodes kept for the test (at least one).
+        held_out: Share of each class's episodes, or scenes, kept for the test (at least one).
         generator: Draws which.
+        split: By "episode", or by "scene": all episodes of a scene_id of the metadata (a lab, in our data) together.
 
     Raises:
-        ValueError: An unknown target or camera, a metadata file without the label, or a class of one episode.
+        ValueError: An unknown target or camera, a metadata file without the label, or a class of one episode or scene.
     """
     from armworld.datasets.clips import episode_folders
     from armworld.datasets.trajectory import read_trajectory
 
     check_name("probe target", target, EPISODE_TARGETS)
-    labelled: list[tuple[Path, str]] = []
+    check_name("split", split, SPLITS)
+    labelled: list[tuple[Path, str, str]] = []
     for folder in episode_folders(list(data)):
         trajectory = read_trajectory(folder)
         check_name(f"camera of {folder}", camera, trajectory.videos)
-        labelled.append((trajectory.videos[camera], _episode_label(folder, trajectory.metadata, target)))
+        if target == "direction":
+            label = main_direction(trajectory.states)
+        else:
+            label = _episode_label(folder, trajectory.metadata, target)
+        place = str(folder) if split == "episode" else _scene(folder, trajectory.metadata)
+        labelled.append((trajectory.videos[camera], label, place))
     return _split(labelled, held_out, generator)
+
+
+def main_direction(states: np.ndarray) -> str:
+    """The direction in which the hand ends furthest from its start, of states [T, 7] (m, base frame)."""
+    moved = states[-1, :3] - states[0, :3]
+    axis = int(np.abs(moved).argmax())
+    return DIRECTIONS[axis][int(moved[axis] < 0)]
+
+
+def _scene(folder: Path, metadata: dict[str, Any]) -> str:
+    if metadata.get("scene_id") is None:
+        raise ValueError(f"{folder}: its metadata have no scene_id; split by episode")
+    return str(metadata["scene_id"])
 
 
 def _episode_label(folder: Path, metadata: dict[str, Any], target: str) -> str:
@@ -72,18 +100,20 @@ def _episode_label(folder: Path, metadata: dict[str, Any], target: str) -> str:
 
 
 def _split(
-    labelled: Sequence[tuple[Path, str]], held_out: float, generator: np.random.Generator
+    labelled: Sequence[tuple[Path, str, str]], held_out: float, generator: np.random.Generator
 ) -> list[LabelledVideo]:
+    """Split (video, class, place) by place, which is tested with all its videos if drawn for any of its classes."""
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must lie strictly between 0 and 1, got {held_out}")
-    tested: set[int] = set()
-    for label in sorted({label for _, label in labelled}):
-        members = [index for index, (_, own) in enumerate(labelled) if own == label]
-        if len(members) < 2:
-            raise ValueError(f"class {label!r} has one video; training and test need one each")
-        count = min(max(1, round(held_out * len(members))), len(members) - 1)
-        tested.update(generator.permutation(members)[:count].tolist())
-    return [LabelledVideo(path, label, index in tested) for index, (path, label) in enumerate(labelled)]
+    tested: set[str] = set()
+    for label in sorted({label for _, label, _ in labelled}):
+        places = sorted({place for _, own, place in labelled if own == label})
+        left = [place for place in places if place not in tested]
+        if len(places) < 2 or not left:
+            raise ValueError(f"class {label!r} has one episode or scene; training and test need one each")
+        count = min(max(1, round(held_out * len(places))), len(places) - 1) - (len(places) - len(left))
+        tested.update(generator.permutation(left)[: max(count, 0)].tolist())
+    return [LabelledVideo(path, label, place in tested) for path, label, place in labelled]
 
 
 def something_videos(folder: Path) -> list[LabelledVideo]:

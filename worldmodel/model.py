@@ -16,6 +16,7 @@ from torch import Tensor
 from armworld.types import check_name
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.encoder import Encoder
+from armworld.worldmodel.processes import memory_advice
 from armworld.worldmodel.readout import HandReadout
 from armworld.worldmodel.rollout import check_compiler, imagine
 from armworld.worldmodel.sizes import check_image_size
@@ -167,7 +168,9 @@ class VJEPA2AC:
         extrinsics = self.config.extrinsics
         camera = None if extrinsics is None else state.new_tensor(extrinsics).expand(len(state), -1)
         chunk, window = self._chunk(z, actions), self.config.window
-        with torch.set_grad_enabled(torch.is_grad_enabled() and actions.requires_grad):
+        advice = f"Load the model with a smaller memory_mb than {self.memory_mb:g}, or in bfloat16"
+        recorded = torch.is_grad_enabled() and actions.requires_grad
+        with memory_advice(advice), torch.set_grad_enabled(recorded):
             return Rollout(*imagine(self.predictor, z, state, actions, camera, self.grid, chunk, self.compile, window))
 
     def _chunk(self, z: Tensor, actions: Tensor) -> int:

@@ -302,10 +302,11 @@ def posttrain(config: PosttrainConfig) -> Path:
         pairs = generators[0].random() < config.pair_share
         drawn = train.sample_with_cameras(generators[0], config.batch * (1 + pairs), 2 if pairs else config.frames)
         z, states, cameras = (part.unflatten(0, (config.batch, -1))[share].flatten(0, 1).to(device) for part in drawn)
-        with precision(device, config.dtype):
-            actions = action_between(states[:, :-1], states[:, 1:])
-            parts = model(z, states, actions, cameras if config.extrinsics else None)
-        run.optimise(parts["loss"])
+        with run.memory_advice():
+            with precision(device, config.dtype):
+                actions = action_between(states[:, :-1], states[:, 1:])
+                parts = model(z, states, actions, cameras if config.extrinsics else None)
+            run.optimise(parts["loss"])
         if step % config.log_every == 0:
             run.log({name: float(value.detach()) for name, value in parts.items()})
         if step and step % config.validate_every == 0:

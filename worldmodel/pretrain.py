@@ -198,17 +198,18 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
     )
     for step in run.steps():
         run.set_learning_rate(config.learning_rate / 5, config.learning_rate)
-        shape = config.clip_shape(budget.progress)
-        clip, masks = _draw(config, source, shape, generators, processes, device)
-        stills = _draw_stills(config, source, shape[1], generators[0], processes, device)
-        with precision(device, config.dtype):
-            parts = model(clip, masks, stills)
-            loss = parts["denoising"] + config.state_loss * parts.get("state", 0.0)
-        run.optimise(loss)
-        denoiser.update_teacher(config.ema)
-        if step % config.log_every == 0:
-            with torch.no_grad(), precision(device, config.dtype):
-                run.log({**{k: float(v) for k, v in parts.items()}, **collapse_monitors(denoiser.teacher(clip))})
+        with run.memory_advice():
+            shape = config.clip_shape(budget.progress)
+            clip, masks = _draw(config, source, shape, generators, processes, device)
+            stills = _draw_stills(config, source, shape[1], generators[0], processes, device)
+            with precision(device, config.dtype):
+                parts = model(clip, masks, stills)
+                loss = parts["denoising"] + config.state_loss * parts.get("state", 0.0)
+            run.optimise(loss)
+            denoiser.update_teacher(config.ema)
+            if step % config.log_every == 0:
+                with torch.no_grad(), precision(device, config.dtype):
+                    run.log({**{k: float(v) for k, v in parts.items()}, **collapse_monitors(denoiser.teacher(clip))})
     out, encoder = config.out / "encoder", unsharded(denoiser.teacher)
     if processes.is_main:
         assert isinstance(encoder, Encoder)

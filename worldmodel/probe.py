@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,14 +41,15 @@ class ProbeConfig:
     Attributes:
         out: Folder for `probe.json` and the cached features.
         encoder: Checkpoint (name, folder, published file), or `random:SIZE[:DEPTH]` for the untrained control.
-        data: Dataset folders of recorded episodes; split by episode.
-        target: What to tell of an episode: behaviour, object, task, lab or success.
+        data: Dataset folders of recorded episodes.
+        split: How they are split: by episode, or by scene (in our data a lab), which all of its episodes share.
+        target: What to tell of an episode: behaviour, object, direction (of the hand), task, lab or success.
         something: A folder laid out as Something-Something v2, in place of `data`; it brings its own split.
         camera: Whose videos of the episodes.
         frames: Frames per clip, spread evenly over the video (16 in the paper).
         image_size: Frame height and width in pixels; by default the encoder's.
         max_videos: Use at most this many videos.
-        held_out: Share of each class's episodes for the test.
+        held_out: Share of each class's episodes, or scenes, for the test.
         depth: Layers of the probe (4 in the paper).
         epochs: Passes over the training videos (20 in the paper).
         batch: Videos per step.
@@ -62,6 +63,7 @@ class ProbeConfig:
     out: Path
     encoder: str = "default"
     data: tuple[Path, ...] = ()
+    split: Literal["episode", "scene"] = "episode"
     target: str = "behaviour"
     something: Path | None = None
     camera: str = "left"
@@ -114,7 +116,7 @@ def probe(config: ProbeConfig, console: Console | None = None) -> dict[str, Any]
 def _videos(config: ProbeConfig, rng: np.random.Generator) -> list[LabelledVideo]:
     if config.something is not None:
         return something_videos(config.something)
-    return episode_videos(config.data, config.target, config.camera, config.held_out, rng)
+    return episode_videos(config.data, config.target, config.camera, config.held_out, rng, config.split)
 
 
 def _check(videos: list[LabelledVideo], classes: list[str]) -> None:

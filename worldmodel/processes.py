@@ -7,8 +7,8 @@ so that what is saved does not depend on how many processes trained it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -203,3 +203,13 @@ def precision(device: torch.device, dtype: str) -> AbstractContextManager:
     if dtype == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     raise ValueError(f"unknown dtype {dtype!r}; valid: float32, bfloat16")
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turn a device's "out of memory" into a ValueError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = (str(error).splitlines() or ["out of memory"])[0].split(". ")[0].rstrip(".")
+        raise ValueError(f"{reason}. {advice}") from error

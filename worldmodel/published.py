@@ -42,7 +42,8 @@ def load_published(
 
     Args:
         encoder_key: "target_encoder" or "encoder"; by default the first of them that the file has.
-        encoder_size: Name of the encoder's size; by default the one of the same width and depth.
+        encoder_size: Name of the encoder's size; by default the one of the same width and depth, and of the image
+            size that the file's name states, as in vitg-384.pt (256 where it states none).
         predictor_heads: Attention heads of the predictor; by default the published 12 (mask) or 16 (action).
         usage: How to use a world model; the step length and camera are not in the file.
 
@@ -53,7 +54,7 @@ def load_published(
     key = encoder_key or next((key for key in ENCODER_KEYS if key in content), "encoder")
     check_name("part of the file", key, content)
     weights = _bare(content[key], f"{path}: {key}")
-    encoder_config = _encoder_config(weights, encoder_size, f"{path}: {key}")
+    encoder_config = _encoder_config(weights, encoder_size, f"{path}: {key}", Path(path).stem)
     with torch.device("meta"):
         encoder = Encoder(encoder_config)
     encoder = load_strictly(encoder, weights, f"{path}: {key}")
@@ -144,14 +145,15 @@ def _depth(weights: Mapping[str, Tensor], prefix: str) -> int:
     return len({key.split(".")[1] for key in weights if key.startswith(f"{prefix}.")})
 
 
-def _encoder_config(weights: Mapping[str, Tensor], size: str | None, source: str) -> EncoderConfig:
+def _encoder_config(weights: Mapping[str, Tensor], size: str | None, source: str, stem: str = "") -> EncoderConfig:
     if size is not None:
         return ENCODER_SIZES[check_name("encoder size", size, ENCODER_SIZES)]
     width = _shape(weights, "patch_embed.proj.weight", source)[0]
     depth = _depth(weights, "blocks")
-    for config in ENCODER_SIZES.values():
-        if (config.width, config.depth) == (width, depth):
-            return config
+    fitting = [config for config in ENCODER_SIZES.values() if (config.width, config.depth) == (width, depth)]
+    named = [config for config in fitting if str(config.image_size[0]) in stem.split("-")]
+    if fitting:
+        return (named or fitting)[0]
     known = ", ".join(f"{name} ({c.width} x {c.depth})" for name, c in ENCODER_SIZES.items())
     raise ValueError(f"{source}: no known encoder size is {width} wide and {depth} deep; known: {known}")
 

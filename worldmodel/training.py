@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from armworld.worldmodel.processes import (
     Processes,
     gather,
     load_module,
+    memory_advice,
     pick_device,
     precision,
     rank_zero_value,
@@ -181,6 +183,13 @@ class TrainingRun:
                     raise KeyboardInterrupt
         self.save()
         self._metrics.close()
+
+    def memory_advice(self) -> AbstractContextManager[None]:
+        """Around each step: a device out of memory becomes a ValueError; the last good state stays on disk."""
+        return memory_advice(
+            f"The last good state is kept in {self.out}. Run the command again with --recompute, or --fsdp under "
+            "torchrun on more devices; or with a smaller --batch into another --out"
+        )
 
     def set_learning_rate(self, start: float, peak: float) -> None:
         """Warmup-constant-decay at the budget's progress."""

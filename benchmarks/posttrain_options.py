@@ -1,0 +1,111 @@
+"""What the predictor's optional losses are worth: the same training with and without each, at equal steps and seeds.
+
+    python benchmarks/posttrain_options.py --data DIR... --encoder NAME --cache DIR --steps 600 [--seeds 0 1] [--doctor]
+
+Every arm draws the same clips (same seed, data and features), so arms differ by their loss alone. Compared on held-out
+episodes: the gain (1 - one-step L1 / L1 of copying), and the share of the error that the right action takes away;
+core seconds tell what an option costs. Arms that are done are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from armworld.evaluation.doctor import DoctorConfig, doctor
+from armworld.evaluation.files import read_json, write_json
+from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
+
+ARMS: dict[str, dict[str, float]] = {
+    "paper": {},
+    "state loss": {"state_loss": 0.3},
+    "inverse loss": {"inverse_loss": 0.3},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train and compare.
+
+    Attributes:
+        data: Dataset folders.
+        encoder: Frozen encoder.
+        cache: Its cached features (made if they are not there).
+        out: Folder for runs and `options.json`.
+        steps: Optimiser steps of every arm.
+        seeds: One training of every arm per seed.
+        doctor: Also examine every model in simulation.
+    """
+
+    data: tuple[Path, ...]
+    cache: Path
+    encoder: str = "default"
+    out: Path = Path("runs/options")
+    steps: int = 600
+    seeds: tuple[int, ...] = (0,)
+    doctor: bool = False
+
+
+def train_arm(config: Config, name: str, seed: int) -> dict[str, Any]:
+    """Train one arm with the recipe's sizes; its held-out scores."""
+    out = config.out / f"{name.replace(' ', '_')}-{seed}"
+    if (out / "scores.json").exists():
+        return read_json(out / "scores.json")
+    started = time.process_time()
+    model = posttrain(
+        PosttrainConfig(
+            data=config.data,
+            encoder=config.encoder,
+            cache=config.cache,
+            out=out,
+            frames=3,
+            rollout=2,
+            pair_share=0.7,
+            window=1,
+            width=256,
+            depth=6,
+            heads=4,
+            merge=2,
+            batch=32,
+            optimizer="muon",
+            learning_rate=3e-3,
+            steps=config.steps,
+            seed=seed,
+            **ARMS[name],  # type: ignore[arg-type]
+        )
+    )
+    scores = json.loads((model / "config.json").read_text())["about"]["validation"]
+    row = {"arm": name, "seed": seed, "core_seconds": time.process_time() - started, **scores}
+    row["right_action"] = 1 - scores["one_step"] / scores["shuffled_actions"]
+    if config.doctor:
+        findings = doctor(DoctorConfig(str(model), out=out / "doctor"))["findings"]
+        row |= {"top_1": findings["ranking"]["top_1"], "axes_error_m": findings["axes"]["imagined"]["error_m"]}
+    write_json(out / "scores.json", row)
+    return row
+
+
+def main(config: Config) -> None:
+    """Train, compare, print and write options.json."""
+    rows = [train_arm(config, name, seed) for seed in config.seeds for name in ARMS]
+    table = Table("loss", "seed", "gain", "right action", "core s", title=f"{config.steps} steps, held-out episodes")
+    for row in rows:
+        table.add_row(
+            row["arm"],
+            str(row["seed"]),
+            f"{row['gain']:.3f}",
+            f"{row['right_action']:.3f}",
+            f"{row['core_seconds']:.0f}",
+        )
+    Console().print(table)
+    write_json(config.out / "options.json", {"steps": config.steps, "rows": rows})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
