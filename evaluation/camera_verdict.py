@@ -11,6 +11,7 @@ from armworld.evaluation.probing import spearman
 
 KEPT = 0.8  # of the rig's success: still a place to look from
 DEAF = 0.05  # contrast below which a fitted turn means nothing
+STEADY_DEG = 8.0  # axes that turn less than this over all cameras do not follow them
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -97,7 +98,9 @@ def _axes(rows: Rows) -> str:
     rig = rig_of(rows)["turn"]
     deaf = [row["name"] for row in rows if row["turn"]["contrast"] < DEAF]
     text = f"The model's axes are turned by {rig['yaw_deg']:+.1f}° in the rig's own view"
-    if told:
+    if told and told["worst_deg"] <= STEADY_DEG:
+        text += f" and by at most {told['worst_deg']:.1f}° in any: they do not turn with the camera"
+    elif told:
         word = "monotonically" if told["monotone"] else "but not monotonically"
         text += (
             f" and turn with the camera, {told['slope']:+.2f}° per degree of azimuth, {word} "
