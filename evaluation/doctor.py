@@ -356,5 +356,5 @@ def _jogs(findings: Mapping[str, Any]) -> list[list[str]]:
     moves = [100 * np.asarray(findings["axes"][f"{kind}_m"]) for kind in ("commanded", "encoded", "predicted")]
     names = [f"{sign}{axis}" for sign in "+−" for axis in "xyz"]
     return [
-        [name, *(", ".join(f"{value:+.1f}" for value in move[row]) for move in moves)] for row, name in enumerate(names)
+        [name, *(", ".join(f"{round(value, 1) + 0.0:+.1f}" for value in move[row]) for move in moves)] for row, name in enumerate(names)
     ]

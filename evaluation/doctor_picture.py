@@ -84,7 +84,7 @@ def _axes(axes: Axes, finding: Mapping[str, Any]) -> None:
 
 
 def _ranking(axes: Axes, finding: Mapping[str, Any]) -> None:
-    tidy(axes, f"Ranking: rank of the true action among {finding['candidates']}")
+    tidy(axes, f"Ranking of the right one among {finding['candidates']}")
     counts = np.asarray(finding["histogram"], float)
     share = 100 * counts / max(counts.sum(), 1)
     axes.bar(np.arange(1, len(share) + 1), share, color=[BLUE] + [GREY] * (len(share) - 1))

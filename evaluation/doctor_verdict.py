@@ -69,10 +69,10 @@ def _judge_cost(latent: Mapping[str, Any]) -> tuple[str, str]:
 def _judge_stills(stills: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The arm's state and the object, from single frames. Never bad: what a task needs of it differs."""
     probe, own = stills["probe"], stills["readout"]
-    told = f"State: the same for a turned hand reads {_errors(probe)}"
+    told = f"State: with the hand turned, a probe reads {_errors(probe)}"
     best = probe if own is None else own
     if own is not None:
-        told += f"; the model's own readout {_errors(own)}"
+        told += f"; the own readout {_errors(own)}"
     read, guess = stills["object_error_m"], stills["object_guessing_m"]
     clear = best["yaw_rad"] < 0.1 and best["closedness"] < 0.15
     return [
@@ -86,8 +86,8 @@ def _judge_stills(stills: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _errors(errors: Mapping[str, float]) -> str:
     return (
-        f"{100 * errors['position_m']:.1f} cm, {np.degrees(errors['yaw_rad']):.0f}° of yaw and "
-        f"{errors['closedness']:.2f} of the gripper's stroke"
+        f"{100 * errors['position_m']:.1f} cm, {np.degrees(errors['yaw_rad']):.0f}° and "
+        f"{errors['closedness']:.2f} of a stroke"
     )
 
 
