@@ -355,6 +355,5 @@ def _jogs(findings: Mapping[str, Any]) -> list[list[str]]:
     """A row per jog: its axis, and the mean displacement commanded, seen in the true frame, and imagined."""
     moves = [100 * np.asarray(findings["axes"][f"{kind}_m"]) for kind in ("commanded", "encoded", "predicted")]
     names = [f"{sign}{axis}" for sign in "+−" for axis in "xyz"]
-    return [
-        [name, *(", ".join(f"{round(value, 1) + 0.0:+.1f}" for value in move[row]) for move in moves)] for row, name in enumerate(names)
-    ]
+    rows = [[", ".join(f"{round(value, 1) + 0.0:+.1f}" for value in move[row]) for move in moves] for row in range(6)]
+    return [[name, *row] for name, row in zip(names, rows, strict=True)]
