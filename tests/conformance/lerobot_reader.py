@@ -9,7 +9,7 @@ pins a torch older than armworld's, so it needs an environment of its own, in wh
     pip install -e . pyarrow -c constraints.txt            # armworld, with torch for CPUs
     pip install --no-deps lerobot==0.4.4 "datasets>=4,<5" "huggingface-hub<0.36"
     pip install pandas jsonlines deepdiff einops termcolor dill multiprocess xxhash fsspec pyyaml requests tqdm
-    pip install draccus==0.10.0 pyserial aiohttp
+    pip install draccus==0.10.0 pyserial aiohttp "httpx<1"
 
 torchvision from PyPI is built for CUDA and does not load beside torch for CPUs, so `stub_torchvision` stands in: the
 reader of videos does not need it. Video is decoded by torchcodec where it works (`pip install --no-deps
