@@ -59,7 +59,8 @@ class ArmEnv(gymnasium.Env):
         subgoals: Goal images of more of the way than the paper shows: grasp (above, grasped, lifted) and pick_place
             (above, grasped, near, placed, clear).
         placements: Where exterior cameras stand in place of the lab's rig: camera -> fields of a `Placement`, e.g.
-            {"left": {"azimuth": 20, "elevation": 40, "distance": 1.1}}. Variation is drawn around them.
+            {"left": {"azimuth": 20, "elevation": 40, "distance": 1.1}}, or a name of `cameras.PRESETS`, e.g.
+            {"left": "front"}. Variation is drawn around them.
 
     Raises:
         ValueError: A name or number is not valid; the message lists what is.
@@ -80,7 +81,7 @@ class ArmEnv(gymnasium.Env):
         max_steps: int | None = None,
         shadows: bool = False,
         subgoals: bool = False,
-        placements: Mapping[str, Mapping[str, Any]] | None = None,
+        placements: Mapping[str, Mapping[str, Any] | str] | None = None,
         render_mode: str | None = "rgb_array",
     ):
         check_name("task", task, TASKS)

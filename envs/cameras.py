@@ -63,8 +63,10 @@ class Placement:
         return np.asarray(self.look_at) + self.distance * back, rotation
 
 
-def placement_from(fields: Mapping[str, Any]) -> Placement:
-    """The placement of these fields (`Placement.as_dict` inverted); a ValueError lists the valid ones."""
+def placement_from(fields: Mapping[str, Any] | str) -> Placement:
+    """The placement of these fields (`Placement.as_dict` inverted) or of this preset; a ValueError lists the valid."""
+    if isinstance(fields, str):
+        return PRESETS[check_name("camera preset", fields, PRESETS)]
     for name in fields:
         check_name("field of a camera placement", name, Placement.__dataclass_fields__)
     try:

@@ -106,7 +106,7 @@ class ArmKinematics:
             mujoco.mj_comPos(self._model, self._data)
             error = self._error(position, rotation)
             if error @ error < SOLVED**2:
-                break
+                return q, float(np.linalg.norm(error))
             mujoco.mj_jacSite(self._model, self._data, self._jacobian[:3], self._jacobian[3:], self._site)
             jacobian = self._jacobian[:, self.dof_index]
             inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + self._damping * np.eye(6))

@@ -29,6 +29,7 @@ BACKENDS = {
     "osmesa": ("mujoco.osmesa", {"PYOPENGL_PLATFORM": "osmesa"}, "libosmesa6"),
     "glfw": ("mujoco.glfw", {}, "libgl1 libglfw3, and a display"),
 }
+PROBE_SECONDS = 180  # a second or two on a free core, minutes on a very busy one
 _chosen: str | None = None
 
 
@@ -44,7 +45,12 @@ def _probe(backend: str) -> str | None:
     clean.update(environment)
     if backend == "glfw" and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & clean.keys():
         return "neither DISPLAY nor WAYLAND_DISPLAY is set"
-    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, timeout=60)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=clean, capture_output=True, text=True, timeout=PROBE_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {PROBE_SECONDS} s"
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it crashed"])[-1]
 
 

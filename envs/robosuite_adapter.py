@@ -52,6 +52,8 @@ def with_servos(xml: str) -> str:
     """robosuite's MJCF with position servos, gravity compensation, our flange site and our cameras."""
     root = ElementTree.fromstring(xml)
     actuators = {element.get("name"): element for element in root.iter() if element.tag in ("motor", "position")}
+    if missing := {*NAMES.actuators, *NAMES.grippers} - set(actuators):
+        raise ValueError(f"the task's robot is no Panda with a two-finger hand: it has no {', '.join(sorted(missing))}")
     for name, kp in zip(NAMES.actuators, KP, strict=True):
         motor = actuators[name]
         low, high = motor.attrib.pop("ctrlrange").split()

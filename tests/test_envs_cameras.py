@@ -9,7 +9,7 @@ import pytest
 
 from armworld.envs import rendering
 from armworld.envs.base import ArmEnv
-from armworld.envs.cameras import Placement, intrinsics, place_camera, project
+from armworld.envs.cameras import PRESETS, Placement, intrinsics, place_camera, project
 from armworld.envs.scene import SceneConfig
 from armworld.envs.simulator import Simulator
 from armworld.pose import euler_to_matrix
@@ -92,6 +92,11 @@ def test_no_backend_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         rendering.choose_backend()
 
 
+def test_a_backend_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "PROBE_SECONDS", 0.001)
+    assert rendering._probe("egl") == "no answer within 0.001 s"
+
+
 def test_second_backend_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "_chosen", None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
@@ -122,9 +127,20 @@ def test_an_environment_is_made_with_a_camera_elsewhere() -> None:
         env.close()
 
 
+def test_an_environment_is_made_with_a_preset() -> None:
+    env = ArmEnv(cameras=("left",), image_size=32, placements={"left": "above"})
+    np.testing.assert_allclose(Placement(**env.randomizer.rigs["left"].as_dict()).pose()[0], PRESETS["above"].pose()[0])
+    env.close()
+
+
 @pytest.mark.parametrize(
     ("placements", "named"),
-    [({"left": {"azimut": 3}}, "azimut"), ({"left": {"azimuth": 3}}, "distance"), ({"wrist": {}}, "wrist")],
+    [
+        ({"left": {"azimut": 3}}, "azimut"),
+        ({"left": "frnt"}, "front"),
+        ({"left": {"azimuth": 3}}, "distance"),
+        ({"wrist": {}}, "wrist"),
+    ],
 )
 def test_a_wrong_placement_is_named(placements: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):

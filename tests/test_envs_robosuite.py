@@ -94,3 +94,13 @@ def test_names_are_checked() -> None:
         RobosuiteEnv("Lifft")
     with pytest.raises(ValueError, match="TwoArmLift"):
         RobosuiteEnv("TwoArmLift")
+    with pytest.raises(ValueError, match="no Panda with a two-finger hand"):
+        RobosuiteEnv("Wipe")
+
+
+@pytest.mark.parametrize("task", ["PickPlaceCan", "Stack"])
+def test_other_tasks_of_one_arm_are_reached_in_too(task: str) -> None:
+    env = RobosuiteEnv(task, cameras=(), max_steps=8)
+    result = run_episode(env, Straight(), seed=1)
+    assert result.success and result.final_distance_m is not None and result.final_distance_m < 0.005
+    env.close()
