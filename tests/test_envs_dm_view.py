@@ -37,10 +37,10 @@ def test_physics_is_the_very_same_simulation() -> None:
     view, action = as_dm_env(env, seed=3), np.array([0.05, 0, 0, 0, 0, 0, -0.5])
     view.reset()
     other.reset(seed=3)
+    physics = view.physics
     for _ in range(2):
         view.step(action)
         other.step(action)
-        physics = view.physics
         np.testing.assert_array_equal(physics.named.data.site_xpos["tip"], env.simulator.tip)
         np.testing.assert_array_equal(physics.data.qpos, other.simulator.data.qpos)
     view.reset()
