@@ -112,13 +112,33 @@ def read_video(path: Path, indices: Sequence[int] | np.ndarray | None = None) ->
 
 def _open(path: Path) -> InputContainer:
     try:
+        _check_whole(path)
         container = av.open(str(Path(path).resolve()))
+    except VideoError:
+        raise
     except (FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: cannot be opened as a video ({error})") from error
     if not container.streams.video or container.streams.video[0].codec_context is None:
         container.close()
         raise VideoError(f"{path}: holds no video stream that can be decoded")
     return container
+
+
+def _check_whole(path: Path) -> None:
+    """An MP4 is a row of boxes that state their sizes: a file that was cut is caught even where all frames remain."""
+    size, at = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while at < size:
+            file.seek(at)
+            header = file.read(16)
+            length = int.from_bytes(header[:4], "big")
+            if length == 1:
+                length = int.from_bytes(header[8:16], "big")
+            elif length == 0:
+                return  # to the end of the file
+            if len(header) < 8 or length < 8 or at + length > size:
+                raise VideoError(f"{path}: is cut off or damaged at byte {at} of {size}")
+            at += length
 
 
 def _decode(container: InputContainer, wanted: list[int] | None) -> list[np.ndarray]:
