@@ -5,7 +5,8 @@
 Both plan with the same model, samples, iterations, noise and device, in turns in one process; the plans are compared.
 The plain one repeats the context over all samples and runs the predictor over the whole sequence for every imagined
 step, as the published code does; it uses the same predictor modules, so the ratio shows the planning path alone.
-Without `--model` the weights are random (time does not depend on them), in the shape of the shipped default.
+Without `--model` the weights are random (time does not depend on them), in the shape of the shipped default. The plain
+one knows no `window`: over more than one step, a model that has one (the shipped ones do) plans something else.
 """
 
 from __future__ import annotations
