@@ -24,11 +24,10 @@ from armworld.types import Goal, Observation, check_name
 from armworld.worldmodel.checkpoint import config_from_json, load_strictly, read_parts, resolve
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.model import WorldModelConfig
-from armworld.worldmodel.readout import hand_distance, hand_targets
+from armworld.worldmodel.readout import YAW_METRES, hand_distance, hand_targets
 from armworld.worldmodel.sizes import EncoderConfig
 
 _Config = TypeVar("_Config")
-YAW_METRES = 0.10  # m that a radian of turn counts as, as in the aligned energy
 
 
 @dataclass(frozen=True)

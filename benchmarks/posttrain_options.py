@@ -22,8 +22,9 @@ from rich.table import Table
 from armworld.evaluation.doctor import DoctorConfig, doctor
 from armworld.evaluation.files import read_json, write_json
 from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
+from armworld.worldmodel.recipe import PREDICTOR
 
-ARMS: dict[str, dict[str, float]] = {
+ARMS: dict[str, dict[str, Any]] = {
     "paper": {},
     "state loss": {"state_loss": 0.3},
     "inverse loss": {"inverse_loss": 0.3},
@@ -65,20 +66,9 @@ def train_arm(config: Config, name: str, seed: int) -> dict[str, Any]:
             encoder=config.encoder,
             cache=config.cache,
             out=out,
-            frames=3,
-            rollout=2,
-            pair_share=0.7,
-            window=1,
-            width=256,
-            depth=6,
-            heads=4,
-            merge=2,
-            batch=32,
-            optimizer="muon",
-            learning_rate=3e-3,
             steps=config.steps,
             seed=seed,
-            **ARMS[name],  # type: ignore[arg-type]
+            **(PREDICTOR | ARMS[name]),
         )
     )
     scores = json.loads((model / "config.json").read_text())["about"]["validation"]

@@ -108,14 +108,13 @@ class FeatureClips:
                 raise ValueError(f"no episode of {self.cache.folder} holds {frames} frames {self.stride} rows apart")
         return self._starts[frames]
 
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> tuple[Tensor, Tensor]:
-        """Features float16 [B, T, N, D] and states float32 [B, T, 7] of clips drawn uniformly, with replacement."""
-        return self.sample_with_cameras(generator, batch, frames)[:2]
+    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Clips drawn uniformly, with replacement, of T = `frames` steps.
 
-    def sample_with_cameras(
-        self, generator: np.random.Generator, batch: int, frames: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same draws, and the cameras' extrinsics float32 [B, T, 6] (base frame, whatever frame states are in)."""
+        Returns:
+            Features float16 [B, T, N, D], states float32 [B, T, 7] and the cameras' extrinsics float32 [B, T, 6] (base
+            frame, whatever frame states are in).
+        """
         starts = generator.choice(self.starts(frames), batch)
         windows = self.cache.windows(starts, frames, self.stride)
         states, cameras = torch.from_numpy(windows.states), torch.from_numpy(windows.extrinsics)

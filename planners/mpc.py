@@ -242,12 +242,16 @@ class PlanningAgent:
         """Show the next sub-goal if it is time; the energy of the present frame to the sub-goal now shown."""
         energy = self._energy()
         while self._subgoal + 1 < len(self._goals) and self._finished(energy):
-            self._subgoal += 1
-            self._steps_here = self._holds = 0
-            self._queue.clear()
-            self.last_plan = None  # a plan for another goal is no warm start
+            self._pursue(self._subgoal + 1)
             energy = self._energy()
         return energy
+
+    def _pursue(self, subgoal: int) -> None:
+        """Begin with a sub-goal."""
+        self._subgoal = subgoal
+        self._steps_here = self._holds = 0
+        self._queue.clear()
+        self.last_plan = None  # a plan for another goal is no warm start
 
     def _finished(self, energy: float) -> bool:
         budget = self._budgets[self._subgoal]

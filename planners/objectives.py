@@ -15,7 +15,7 @@ from torch import Tensor
 
 from armworld.pose import action_between
 from armworld.types import check_name
-from armworld.worldmodel.readout import HandReadout, hand_distance
+from armworld.worldmodel.readout import YAW_METRES, HandReadout, hand_distance
 
 if TYPE_CHECKING:
     from armworld.worldmodel.model import Rollout
@@ -117,7 +117,7 @@ class AlignedL1:
 
     readout: HandReadout
     weight: float = 6.0
-    yaw_metres: float = 0.10
+    yaw_metres: float = YAW_METRES
     grip_metres: float = 0.15
     goal_gripper: bool = False
 

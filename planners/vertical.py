@@ -98,12 +98,10 @@ class VerticalAgent(PlanningAgent):
         if not self.history:
             self._add_stages(closedness)
         if self._subgoal == self._closing:
-            hand = self._goals[self._subgoal].hand
-            assert hand is not None, "stages are places of the hand"
-            if self._tries and closedness - float(hand[0, 5]) > EMPTY:
+            if self._tries and closedness - float(self._place[0, 5]) > EMPTY:
                 self._try_deeper()
             elif self._is_stopped():
-                self._stay(hand)
+                self._stay()
         self._before = self._frames[-1][1][0, 0, :3]
         energy = super()._advance()
         if self._subgoal in self._undecided:
@@ -121,30 +119,36 @@ class VerticalAgent(PlanningAgent):
         went = float(self._before[2] - self._frames[-1][1][0, 0, 2])
         return sent > STOPPED and went < 0.3 * sent
 
-    def _stay(self, hand: Tensor) -> None:
+    @property
+    def _place(self) -> Tensor:
+        """Where the hand is sent to in the present stage [1, 6]."""
+        hand = self._goals[self._subgoal].hand
+        assert hand is not None, "stages are places of the hand"
+        return hand
+
+    def _put(self, *stages: LatentGoal) -> None:
+        """These stages in place of the present one."""
+        index, count = self._subgoal, len(stages)
+        self._goals = (*self._goals[:index], *stages, *self._goals[index + 1 :])
+        self._budgets = (*self._budgets[:index], *(self.vertical.budget,) * count, *self._budgets[index + 1 :])
+        self._images[index : index + 1] = [self._images[index]] * count
+        self._undecided = {other + (count - 1 if other > index else 0) for other in self._undecided}
+
+    def _stay(self) -> None:
         """Make the present stage end where the hand is, a little higher: it presses on something."""
         assert isinstance(self.objective, AlignedL1)
-        place = self.objective.readout(self._frames[-1][0][:, -1]).detach().clone()
-        place[:, 3:] = hand[:, 3:]
-        stage = self._stage(self._goals[self._subgoal], place, 0.005, float(hand[0, 5]))
-        self._goals = (*self._goals[: self._subgoal], stage, *self._goals[self._subgoal + 1 :])
+        here = self.objective.readout(self._frames[-1][0][:, -1]).detach().clone()
+        here[:, 3:] = self._place[:, 3:]
+        self._put(self._stage(self._goals[self._subgoal], here, 0.005, float(here[0, 5])))
 
     def _try_deeper(self) -> None:
         """Open where the hand is, go deeper, close: two stages in place of the one at which the fingers closed."""
-        assert self._closing is not None, "fingers have closed"
-        stage = self._goals[self._closing]
-        assert stage.hand is not None, "stages are places of the hand"
-        wanted = float(stage.hand[0, 5])
-        opened = self._stage(stage, stage.hand, 0.0, 0.0)
-        lower = self._stage(stage, stage.hand, -self.vertical.deeper, wanted)
-        self._goals = (*self._goals[: self._closing], opened, lower, *self._goals[self._closing + 1 :])
-        budgets = (self.vertical.budget,) * 2
-        self._budgets = (*self._budgets[: self._closing], *budgets, *self._budgets[self._closing + 1 :])
-        self._images.insert(self._closing, self._images[self._closing])
-        self._subgoal, self._closing = self._closing, self._closing + 1
-        self._steps_here = self._holds = 0
-        self._queue.clear()
-        self.last_plan = None
+        stage, place = self._goals[self._subgoal], self._place
+        opened = self._stage(stage, place, 0.0, 0.0)
+        lower = self._stage(stage, place, -self.vertical.deeper, float(place[0, 5]))
+        self._put(opened, lower)
+        self._closing = self._subgoal + 1
+        self._pursue(self._subgoal)
         self.depths.append(self.depths[-1] + self.vertical.deeper)
         self._tries -= 1
 
@@ -186,19 +190,15 @@ class VerticalAgent(PlanningAgent):
 
     def _choose_depth(self) -> None:
         """Send the present stage as far below the goal's hand as imagination says that the object is."""
-        index = self._subgoal
-        hand = self._goals[index].hand
-        assert hand is not None, "stages are places of the hand"
-        depths = (0.0, *self.vertical.depths)
-        scores = self._imagined_scores(self._goals[index + 1], hand, depths)
+        hand, depths = self._place, (0.0, *self.vertical.depths)
+        scores = self._imagined_scores(self._goals[self._subgoal + 1], hand, depths)
         if not bool(scores.isfinite().all()):
             raise PlanningError(f"the energies of imagined grasps are not finite: {scores.tolist()}")
         best = int(scores.argmin())
         gain = float(scores[0] - scores[best])
         depth = depths[best] if gain > self.vertical.margin * abs(float(scores[0])) else 0.0
         self.depths.append(depth)
-        stage = self._stage(self._goals[index], hand, -depth, float(hand[0, 5]))
-        self._goals = (*self._goals[:index], stage, *self._goals[index + 1 :])
+        self._put(self._stage(self._goals[self._subgoal], hand, -depth, float(hand[0, 5])))
 
     def _imagined_scores(self, goal: LatentGoal, hand: Tensor, depths: tuple[float, ...]) -> Tensor:
         """For each depth [K]: E + (E - E_open), lower is better, of the last imagined frame against the goal's image.
@@ -234,6 +234,8 @@ class VerticalAgent(PlanningAgent):
 
 def _at_closedness(state: Tensor | None, closedness: float) -> Tensor | None:
     """A goal's robot state [1, 7] with another closedness."""
-    return (
-        None if state is None else torch.cat([state[:, :GRIPPER], torch.full_like(state[:, GRIPPER:], closedness)], 1)
-    )
+    if state is None:
+        return None
+    state = state.clone()
+    state[:, GRIPPER] = closedness
+    return state

@@ -100,7 +100,8 @@ def agent_settings(name: str, task: str, settings: AgentSettings, goal: Goal | N
         ValueError: The settings ask for the recorded gripper of such a goal.
     """
     chosen = settings_for(name, task, settings)
-    if goal is None or not chosen.goal_gripper or all("state" in observation for observation in goal.observations):
+    recorded = goal is None or all("state" in observation for observation in goal.observations)
+    if recorded or chosen.read_gripper or not chosen.goal_gripper:
         return chosen
     if settings.goal_gripper:
         raise ValueError("goal_gripper compares with the goal's recorded state, and a goal is a picture only; "

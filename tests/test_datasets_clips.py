@@ -161,7 +161,7 @@ def test_feature_clips(tmp_path: Path) -> None:
     train, held_out = cache.split(0.25, seed=1)
     assert sorted([*train, *held_out]) == [0, 1, 2, 3] and len(held_out) == 1
     clips = cache.clips(held_out)
-    z, states = clips.sample(np.random.default_rng(0), 16, 3)
+    z, states, _ = clips.sample(np.random.default_rng(0), 16, 3)
     assert z.shape == (16, 3, 4, 3) and z.dtype == torch.float16 and states.shape == (16, 3, 7)
     rows = clips.starts(3)
     assert rows.min() >= cache.offsets[held_out[0]] and rows.max() + 2 < cache.offsets[held_out[0] + 1]

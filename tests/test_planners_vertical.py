@@ -164,6 +164,15 @@ def test_fingers_that_close_on_nothing_try_deeper() -> None:
     assert drive(once, lifted(), [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 25)[-1][1, 2] == 0.0
 
 
+def test_a_later_grasp_is_looked_for_as_well_where_an_earlier_one_was_tried_again() -> None:
+    """Lifted, put down, lifted: the first grasp takes one more try, the second has its depth chosen all the same."""
+    down = picture([3.0, 1.0, 0.0, 0.0], [3.0, 1.0, 0.0])
+    goal = Goal((*lifted().observations, down, *lifted().observations), (8, 8, 8))
+    agent = make_agent(VerticalConfig(depths=(0.06,), retries=1), OneObject(blind=True))
+    drive(agent, goal, [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 60)
+    assert agent.depths == pytest.approx([0.06, 0.10, 0.06])
+
+
 def test_a_hand_that_is_stopped_closes_where_it_is() -> None:
     def floor(frame: Tensor) -> Tensor:
         frame[0, 2] = frame[0, 2].clamp_min(0.2)

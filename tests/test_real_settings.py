@@ -54,6 +54,7 @@ def test_the_gripper_is_compared_with_the_recorded_one_where_there_is_one() -> N
     assert agent_settings("cem", "pick_place", AgentSettings(), captured).goal_gripper is True
     assert agent_settings("cem", "pick_place", AgentSettings(), photo).goal_gripper is False
     assert agent_settings("cem", "reach", AgentSettings(), photo).goal_gripper is None
+    assert agent_settings("cem", "pick_place", AgentSettings(read_gripper=True), photo).goal_gripper is True
     with pytest.raises(ValueError, match="a goal is a picture only"):
         agent_settings("cem", "pick_place", AgentSettings(goal_gripper=True), photo)
 

@@ -164,7 +164,7 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Features [B, N, D], real or (with a predictor) imagined one step ahead, and the states [B, 7] recorded there."""
     frames = 1 if predictor is None else 2
-    z, states, cameras = (part.to(device) for part in clips.sample_with_cameras(generator, config.batch, frames))
+    z, states, cameras = (part.to(device) for part in clips.sample(generator, config.batch, frames))
     if predictor is None:
         return z[:, 0].float(), states[:, 0]
     with precision(device, config.dtype):

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armworld.datasets.features import FeatureCache, build_feature_cache, encoder_hash
+from armworld.datasets.features import FeatureCache, FeatureClips, build_feature_cache, encoder_hash
 from armworld.pose import action_between
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
@@ -157,20 +157,6 @@ class PosttrainConfig:
         return {k: v for k, v in asdict(self).items() if k not in free}
 
 
-class FeatureClips(Protocol):
-    """Cached features and states of whole episodes, drawn as clips of T consecutive steps."""
-
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> tuple[Tensor, Tensor]:
-        """Features [B, T, N, D] and states [B, T, 7]."""
-        ...
-
-    def sample_with_cameras(
-        self, generator: np.random.Generator, batch: int, frames: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Also the cameras' extrinsics [B, T, 6]."""
-        ...
-
-
 def open_encoder(name: str, image_size: int, seed: int) -> Encoder:
     """A trained encoder by path or shipped name, or an untrained one drawn from `seed`: `random:SIZE[:DEPTH]`."""
     if not name.startswith("random:"):
@@ -300,7 +286,7 @@ def posttrain(config: PosttrainConfig) -> Path:
     for step in run.steps():
         run.set_learning_rate(config.learning_rate * 0.18, config.learning_rate)
         pairs = generators[0].random() < config.pair_share
-        drawn = train.sample_with_cameras(generators[0], config.batch * (1 + pairs), 2 if pairs else config.frames)
+        drawn = train.sample(generators[0], config.batch * (1 + pairs), 2 if pairs else config.frames)
         z, states, cameras = (part.unflatten(0, (config.batch, -1))[share].flatten(0, 1).to(device) for part in drawn)
         with run.memory_advice():
             with precision(device, config.dtype):
@@ -344,7 +330,7 @@ def validate(
     rng = np.random.default_rng(config.seed)
     sums = dict.fromkeys(("one_step", "copy", "shuffled_actions"), 0.0)
     for _ in range(batches):
-        z, states, cameras = (part.to(device) for part in clips.sample_with_cameras(rng, config.batch, 2))
+        z, states, cameras = (part.to(device) for part in clips.sample(rng, config.batch, 2))
         actions, seen_from = action_between(states[:, :1], states[:, 1:]), cameras[:, :1] if config.extrinsics else None
         with precision(device, config.dtype):
             own = predictor(z[:, :1], actions, states[:, :1], seen_from).z

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 POSITION_UNIT, CLOSEDNESS_UNIT = 0.10, 0.5  # m and share of the stroke that become 1 inside the network
 UNITS = (0.1, 0.1, 0.1, 0.5, 0.5, 0.5)  # what an error of 1 in the loss is: 10 cm, 0.5 rad, half a stroke
+YAW_METRES = 0.10  # what a radian of yaw counts for in distances of hands, unless told otherwise
 READ = 6  # x, y, z (m, base frame), cos and sin of the yaw, closedness
 
 

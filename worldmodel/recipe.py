@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -19,6 +20,21 @@ from armworld.worldmodel.align import AlignConfig, align
 from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
 from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
+
+# What `armworld posttrain` is given for the shipped predictor, beside data, encoder and budget.
+PREDICTOR: dict[str, Any] = {
+    "frames": 3,
+    "rollout": 2,
+    "pair_share": 0.7,
+    "window": 1,
+    "width": 256,
+    "depth": 6,
+    "heads": 4,
+    "merge": 2,
+    "batch": 32,
+    "optimizer": "muon",
+    "learning_rate": 3e-3,
+}
 
 
 @dataclass(frozen=True)
@@ -135,21 +151,11 @@ class RecipeConfig:
             data=data,
             encoder=encoder,
             out=self.out / name,
-            frames=3,
-            rollout=2,
-            pair_share=0.7,
-            window=1,
-            width=256,
-            depth=6,
-            heads=4,
-            merge=2,
-            batch=32,
-            optimizer="muon",
-            learning_rate=3e-3,
             minutes=self.posttrain_minutes,
             seed=self.seed,
             device=self.device,
             dtype=self.dtype,
+            **PREDICTOR,
         )
 
 
