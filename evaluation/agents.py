@@ -46,9 +46,10 @@ class AgentSettings:
         gripper_margin: With "last": the gripper moves only if that lowers the energy by this fraction.
         gripper_deadband: Planned gripper deltas, and those of policies, below this count as none.
         full_grip: A gripper motion, planned or a policy's, is executed as a full opening or closing.
-        goal_gripper: Compare the gripper with the closedness recorded in the goal rather than read it from the images;
+        goal_gripper: Compare the gripper with one closedness of the goal, rather than read it from imagined images too;
             by default in grasp and pick-and-place. Of the objectives the aligned one alone takes notice.
-        read_gripper: With goal_gripper: take the closedness that is read from the goal's image, not the recorded one.
+        read_gripper: With goal_gripper: that closedness is what the goal's images mean (`planners.gripper`), so that
+            goals are images alone; by default in grasp and pick-and-place. Without: what was recorded with them.
         max_yaw: Bound of a planned turn about the vertical (rad); 0 leaves rotation out.
         seconds_per_action: Time after which a search stops; results then depend on the machine's speed.
         hold_margin: Hold unless a plan lowers holding's energy by more than this fraction.
@@ -122,6 +123,7 @@ GRASPING: dict[str, Any] = {
     "gripper_deadband": 0.1,
     "full_grip": True,
     "goal_gripper": True,
+    "read_gripper": True,
     "max_yaw": 0.2,
     "hold_margin": 0.05,
     "patience": 1.5,
@@ -221,7 +223,8 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
         name = planner or settings.oracle_planner
         published = name == "cem_published"
         energy = settings.objective or ("final" if published else None)
-        objective = make_objective(energy, getattr(model, "readout", None), bool(settings.goal_gripper))
+        grips = bool(settings.goal_gripper), bool(settings.read_gripper)
+        objective = make_objective(energy, getattr(model, "readout", None), *grips)
         schedule = settings.schedule or ("arrival" if isinstance(objective, AlignedL1) else "budget")
         choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": schedule}
         choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}

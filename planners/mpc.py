@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from armworld.planners.gripper import with_gripper_understood
 from armworld.planners.objectives import AlignedL1, LatentGoal, Objective, needs_goal_state
 from armworld.planners.plans import GRIPPER, YAW, Plan, PlanningError, WarmStart, shift
 from armworld.planners.sampling import Planner
@@ -48,8 +49,8 @@ class AgentConfig:
         gripper_margin: With "last", the gripper moves only if that lowers the arm plan's energy by this fraction.
         full_grip: A planned gripper motion is executed as a full opening or closing. One step ahead the model plans the
             closedness that the goal shows, at which the fingers touch the object without pressing.
-        read_gripper: The goal's closedness is what the aligned objective reads from its image, not what was recorded
-            with it: then nothing but images is known of the goal.
+        read_gripper: The goals' closedness is what their images mean (`planners.gripper`), not what was recorded with
+            them: then nothing but images is known of the goal. Needs the aligned objective.
         seconds_per_action: Time budget of one call of `act`; the search returns its best when it is spent. The
             first iteration always runs. Results then depend on the machine's speed. None: no budget.
     """
@@ -166,6 +167,9 @@ class PlanningAgent:
     def reset(self, goal: Goal) -> None:
         """Begin an episode: encode every sub-goal's image. A sub-goal without a state is a picture alone."""
         self._goals = tuple(self._latent_goal(observation) for observation in goal.observations)
+        if self.config.read_gripper:
+            assert isinstance(self.objective, AlignedL1)
+            self._goals = with_gripper_understood(self._goals, self.objective.readout)
         self._budgets = goal.budgets
         self._subgoal = self._steps_here = self._holds = 0
         self._resting = False
@@ -295,14 +299,10 @@ class PlanningAgent:
         return z
 
     def _latent_goal(self, observation: Observation) -> LatentGoal:
-        """One sub-goal's image as features, and its robot state; with `read_gripper` the closedness is the image's."""
+        """One sub-goal's image as features, and the robot state that was recorded with it."""
         z = self._encode(observation)[:, 0]
         state = self._state(observation)[:, 0] if "state" in observation else None
-        if self.config.read_gripper:
-            assert isinstance(self.objective, AlignedL1)
-            pose = z.new_full((1, GRIPPER), torch.nan) if state is None else state[:, :GRIPPER]
-            state = torch.cat([pose, self.objective.readout(z)[:, 5:].detach().clamp(0, 1)], -1)
-        if state is None and needs_goal_state(self.objective):
+        if state is None and needs_goal_state(self.objective) and not self.config.read_gripper:
             raise ValueError("this objective compares robot states, and the goal has a picture only")
         return LatentGoal(z, state)
 

@@ -20,6 +20,8 @@ from armworld.worldmodel.readout import YAW_METRES, HandReadout, hand_distance
 if TYPE_CHECKING:
     from armworld.worldmodel.model import Rollout
 
+OPEN = 0.1  # closedness up to which a gripper is taken for open
+
 
 @dataclass(frozen=True)
 class LatentGoal:
@@ -113,6 +115,8 @@ class AlignedL1:
         yaw_metres, grip_metres: What a radian of yaw and a whole stroke of the gripper count for.
         goal_gripper: Compare the imagined closedness with the one recorded in the goal, instead of what is read from
             both images: fingers that meet a cup have moved by a pixel and a half.
+        closed_enough: Fingers that are closed further than the goal's, where those are not open, are right. For a
+            closedness that was read from an image: fingers that hold an object must not open to correct the reading.
     """
 
     readout: HandReadout
@@ -120,6 +124,7 @@ class AlignedL1:
     yaw_metres: float = YAW_METRES
     grip_metres: float = 0.15
     goal_gripper: bool = False
+    closed_enough: bool = False
 
     def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
         z, state = rollout.z[:, :, -1], rollout.state[:, :, -1]
@@ -139,7 +144,11 @@ class AlignedL1:
             return hand, (read - wanted)[..., 5].abs()
         if goal.state is None:
             raise ValueError("goal_gripper needs goal.state [B, 7], the goal's robot state; got None")
-        return hand, (state[..., 6] - goal.state[:, None, 6].to(state)).abs()
+        closed = goal.state[:, None, 6].to(state)
+        grip = closed - state[..., 6]
+        if self.closed_enough:
+            grip = torch.where(closed > OPEN, grip.clamp_min(0), grip)
+        return hand, grip.abs()
 
 
 @dataclass(frozen=True)
@@ -194,13 +203,15 @@ ALIGNED = "aligned"
 OBJECTIVE_NAMES = (*OBJECTIVES, ALIGNED)
 
 
-def make_objective(name: str | None, readout: HandReadout | None = None, goal_gripper: bool = False) -> Objective:
+def make_objective(
+    name: str | None, readout: HandReadout | None = None, goal_gripper: bool = False, closed_enough: bool = False
+) -> Objective:
     """The objective called `name`; `+state` adds 0.1 of the robot-state cost.
 
     Args:
         name: One of `OBJECTIVE_NAMES`; None is "aligned" where the model has a readout, else "final".
         readout: The model's, for "aligned".
-        goal_gripper: See `AlignedL1`; the other objectives take no notice.
+        goal_gripper, closed_enough: See `AlignedL1`; the other objectives take no notice.
 
     Raises:
         ValueError: Unknown name (the valid ones are listed), or "aligned" for a model without a readout.
@@ -211,7 +222,7 @@ def make_objective(name: str | None, readout: HandReadout | None = None, goal_gr
         return OBJECTIVES[name]()
     if readout is None:
         raise ValueError("objective 'aligned' needs a world model with a readout (armworld align); this one has none")
-    return AlignedL1(readout, goal_gripper=goal_gripper)
+    return AlignedL1(readout, goal_gripper=goal_gripper, closed_enough=closed_enough)
 
 
 def needs_goal_state(objective: Objective) -> bool:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from armworld.planners.gripper import at_closedness
 from armworld.planners.mpc import PlanningAgent
 from armworld.planners.objectives import AlignedL1, LatentGoal, PatchWeightedL1
 from armworld.planners.plans import GRIPPER, YAW, PlanningError
@@ -43,6 +44,8 @@ class VerticalConfig:
     Attributes:
         height: Of the stage above, over the hand of the goal image (m).
         depths: Below the hand of the goal image, which are tried in imagination (m); 0 is always tried.
+        bite: So much deeper than the depth that imagination takes (m), unless that is 0: it takes fingertips at an
+            object's rim for a grasp, and a hand that is sent too deep is stopped.
         margin: A depth is taken only if its score is lower than that of depth 0 by this fraction of it.
         deeper: After fingers have closed on nothing: so much deeper (m).
         retries: How often they try again.
@@ -51,14 +54,16 @@ class VerticalConfig:
 
     height: float = 0.10
     depths: tuple[float, ...] = (0.04, 0.06, 0.08, 0.10, 0.12, 0.14)
+    bite: float = 0.02
     margin: float = 0.05
     deeper: float = 0.04
     retries: int = 2
     budget: int = 5
 
     def __post_init__(self) -> None:
-        if min(self.height, self.deeper, *self.depths) <= 0 or not 0 <= self.margin < 1:
-            raise ValueError(f"height, deeper and depths must be positive and margin in [0, 1), got {self}")
+        if min(self.height, self.deeper, *self.depths) <= 0 or self.bite < 0 or not 0 <= self.margin < 1:
+            told = "height, deeper and depths must be positive, bite at least 0 and margin in [0, 1)"
+            raise ValueError(f"{told}, got {self}")
         if self.budget < 1 or self.retries < 0:
             raise ValueError(f"budget must be at least 1 and retries 0, got {self.budget} and {self.retries}")
 
@@ -86,6 +91,7 @@ class VerticalAgent(PlanningAgent):
         self._closing: int | None = None
         self._tries = self.vertical.retries
         self._sent: np.ndarray | None = None
+        self._scores: dict[float, float] = {}
         self.depths = []
 
     def act(self, observation: Observation) -> np.ndarray:
@@ -144,13 +150,20 @@ class VerticalAgent(PlanningAgent):
     def _try_deeper(self) -> None:
         """Open where the hand is, go deeper, close: two stages in place of the one at which the fingers closed."""
         stage, place = self._goals[self._subgoal], self._place
+        depth = self._next_depth()
         opened = self._stage(stage, place, 0.0, 0.0)
-        lower = self._stage(stage, place, -self.vertical.deeper, float(place[0, 5]))
+        lower = self._stage(stage, place, self.depths[-1] - depth, float(place[0, 5]))
         self._put(opened, lower)
         self._closing = self._subgoal + 1
         self._pursue(self._subgoal)
-        self.depths.append(self.depths[-1] + self.vertical.deeper)
+        self.depths.append(depth)
         self._tries -= 1
+
+    def _next_depth(self) -> float:
+        """The best in imagination of those clearly deeper than the last; a fixed bit deeper where none is left."""
+        tried = self.depths[-1]
+        left = {depth: score for depth, score in self._scores.items() if depth >= tried + self.vertical.deeper - 1e-6}
+        return min(left, key=left.__getitem__) + self.vertical.bite if left else tried + self.vertical.deeper
 
     def _add_stages(self, closedness: float) -> None:
         goals, budgets, images = [], [], []
@@ -164,7 +177,7 @@ class VerticalAgent(PlanningAgent):
                 budgets += [self.vertical.budget] * 2
             if opens:  # an image taken while the fingers open means open fingers
                 wanted = 0.0
-                goal = replace(goal, state=_at_closedness(goal.state, wanted))
+                goal = at_closedness(goal, wanted)
             goals, budgets = [*goals, goal], [*budgets, budget]
             if opens:
                 goals.append(self._stage(goal, hand, self.vertical.height, wanted))
@@ -186,7 +199,7 @@ class VerticalAgent(PlanningAgent):
         hand = hand.clone()
         hand[:, 2] += height
         hand[:, 5] = closedness
-        return LatentGoal(goal.z, _at_closedness(goal.state, closedness), hand=hand)
+        return replace(at_closedness(goal, closedness), hand=hand)
 
     def _choose_depth(self) -> None:
         """Send the present stage as far below the goal's hand as imagination says that the object is."""
@@ -194,9 +207,11 @@ class VerticalAgent(PlanningAgent):
         scores = self._imagined_scores(self._goals[self._subgoal + 1], hand, depths)
         if not bool(scores.isfinite().all()):
             raise PlanningError(f"the energies of imagined grasps are not finite: {scores.tolist()}")
+        self._scores = dict(zip(depths, scores.tolist(), strict=True))
         best = int(scores.argmin())
         gain = float(scores[0] - scores[best])
-        depth = depths[best] if gain > self.vertical.margin * abs(float(scores[0])) else 0.0
+        found = best > 0 and gain > self.vertical.margin * abs(float(scores[0]))
+        depth = depths[best] + self.vertical.bite if found else 0.0
         self.depths.append(depth)
         self._put(self._stage(self._goals[self._subgoal], hand, -depth, float(hand[0, 5])))
 
@@ -230,12 +245,3 @@ class VerticalAgent(PlanningAgent):
             actions[0, k, steps + 1 :, 2] = depth / steps
         actions[0, :, steps, GRIPPER] = hand[5] - self._frames[-1][1][0, 0, GRIPPER]
         return actions
-
-
-def _at_closedness(state: Tensor | None, closedness: float) -> Tensor | None:
-    """A goal's robot state [1, 7] with another closedness."""
-    if state is None:
-        return None
-    state = state.clone()
-    state[:, GRIPPER] = closedness
-    return state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,21 +91,17 @@ def imagines(name: str) -> bool:
 
 
 def agent_settings(name: str, task: str, settings: AgentSettings, goal: Goal | None) -> AgentSettings:
-    """What the agent plans with: as in simulation (`settings_for`), but for goals that are pictures alone.
-
-    Their gripper is read from the picture, since no state was recorded with it.
+    """What the agent plans with, as in simulation (`settings_for`).
 
     Raises:
-        ValueError: The settings ask for the recorded gripper of such a goal.
+        ValueError: The settings ask for the gripper recorded with a goal that is a picture alone.
     """
     chosen = settings_for(name, task, settings)
     recorded = goal is None or all("state" in observation for observation in goal.observations)
-    if recorded or chosen.read_gripper or not chosen.goal_gripper:
-        return chosen
-    if settings.goal_gripper:
-        raise ValueError("goal_gripper compares with the goal's recorded state, and a goal is a picture only; "
-                         "capture it with `armworld goal`")  # fmt: skip
-    return replace(chosen, goal_gripper=False)
+    if chosen.goal_gripper and not chosen.read_gripper and not recorded:
+        raise ValueError("--no-read-gripper takes the closedness that was recorded with the goal, and a goal is a "
+                         "picture only; capture it with `armworld goal`, or leave that flag out")  # fmt: skip
+    return chosen
 
 
 def build_agent(name: str, model: str, seed: int, settings: AgentSettings) -> Agent:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from armworld.planners.gripper import understood
 from armworld.planners.mpc import AgentConfig, PlanningAgent
 from armworld.planners.objectives import AlignedL1, FinalL1, LatentGoal
 from armworld.planners.registry import make_planner
@@ -77,14 +78,24 @@ def picture(hand: list[float], thing: list[float]) -> Observation:
     return {"state": np.array([*(0.1 * image[0, :3]), 0, 0, 0, image[0, 3]], np.float32), "left": image}
 
 
-def make_agent(vertical: VerticalConfig | None = None, model: OneObject | None = None) -> VerticalAgent:
+def make_agent(
+    vertical: VerticalConfig | None = None, model: OneObject | None = None, read_gripper: bool = False
+) -> VerticalAgent:
     return VerticalAgent(
         model or OneObject(),  # type: ignore[arg-type]
         make_planner("cem", samples=128, space={"max_position": 0.075, "max_gripper": 1.0, "stroke": True}),
-        AlignedL1(HandReading(), goal_gripper=True),  # type: ignore[arg-type]
+        AlignedL1(HandReading(), goal_gripper=True, closed_enough=read_gripper),  # type: ignore[arg-type]
         "left",
         torch.Generator().manual_seed(0),
-        AgentConfig(schedule="arrival", gripper="last", gripper_margin=0.03, full_grip=True, patience=2.0, rest=True),
+        AgentConfig(
+            schedule="arrival",
+            gripper="last",
+            gripper_margin=0.03,
+            full_grip=True,
+            patience=2.0,
+            rest=True,
+            read_gripper=read_gripper,
+        ),
         vertical=vertical,
     )
 
@@ -116,7 +127,7 @@ def lifted(height: float = 1.0) -> Goal:
 def test_a_lifted_object_is_fetched_from_where_it_stands() -> None:
     agent = make_agent()
     frames = drive(agent, lifted(), [0.0, 0.0, 2.0, 0.0], [3.0, 1.0, 0.0], 25)
-    assert agent.depths == [0.10]  # of those tried, the one at which the object is
+    assert agent.depths == pytest.approx([0.12])  # 2 cm deeper than the one of those tried at which the object is
     np.testing.assert_allclose(frames[-1][1, :3], [3.0, 1.0, 1.0], atol=0.4)
     closing = int((frames[:, 0, 3] > 0.2).argmax())
     above = frames[:closing, 0]
@@ -157,18 +168,27 @@ def test_fingers_that_close_on_nothing_try_deeper() -> None:
     config = VerticalConfig(depths=(0.04,), retries=2)
     agent = make_agent(config, OneObject(blind=True))
     frames = drive(agent, lifted(), [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 25)
-    assert agent.depths == pytest.approx([0.04, 0.08])
+    assert agent.depths == pytest.approx([0.06, 0.10])
     assert {record.image for record in agent.history} == {0}  # one image was given
     assert frames[-1][1, 2] > 0.5
     once = make_agent(VerticalConfig(depths=(0.04,), retries=0), OneObject(blind=True))
     assert drive(once, lifted(), [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 25)[-1][1, 2] == 0.0
 
 
+def test_a_second_try_takes_the_next_best_depth_of_those_imagined() -> None:
+    """The object is 1.4 dm below the image's hand; imagination is fooled, and told what to prefer."""
+    agent = make_agent(VerticalConfig(depths=(0.04, 0.08, 0.14), retries=1), OneObject(blind=True))
+    agent._imagined_scores = lambda *_: torch.tensor([1.0, 0.1, 0.2, 0.3])  # type: ignore[method-assign]
+    frames = drive(agent, lifted(1.4), [3.0, 1.0, 2.4, 0.0], [3.0, 1.0, 0.0], 25)
+    assert agent.depths == pytest.approx([0.06, 0.16])  # 8 cm is hardly deeper than the 6 that were tried
+    assert frames[-1][1, 2] > 0.5
+
+
 def test_a_later_grasp_is_looked_for_as_well_where_an_earlier_one_was_tried_again() -> None:
     """Lifted, put down, lifted: the first grasp takes one more try, the second has its depth chosen all the same."""
     down = picture([3.0, 1.0, 0.0, 0.0], [3.0, 1.0, 0.0])
     goal = Goal((*lifted().observations, down, *lifted().observations), (8, 8, 8))
-    agent = make_agent(VerticalConfig(depths=(0.06,), retries=1), OneObject(blind=True))
+    agent = make_agent(VerticalConfig(depths=(0.04,), retries=1), OneObject(blind=True))
     drive(agent, goal, [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 60)
     assert agent.depths == pytest.approx([0.06, 0.10, 0.06])
 
@@ -182,6 +202,50 @@ def test_a_hand_that_is_stopped_closes_where_it_is() -> None:
     frames = drive(agent, lifted(), [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 20, floor)
     assert frames[:, 0, 2].min() == pytest.approx(0.2)
     assert frames[-1][1, 2] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("read", "heights", "means"),
+    [
+        ([0.02], [0.3], [0.0]),
+        ([0.12], [0.3], [0.2]),
+        ([0.45], [0.3], [0.45]),
+        ([0.03, 0.24, 0.02], [0.2, 0.3, 0.2], [0.24, 0.24, 0.0]),  # hidden behind the object on the table
+        ([0.40, 0.45, 0.55], [0.2, 0.3, 0.2], [0.45, 0.55, 0.0]),  # come down: it is set down
+        ([0.40, 0.45, 0.30], [0.2, 0.3, 0.3], [0.45, 0.45, 0.0]),
+        ([0.40, 0.45, 0.44], [0.2, 0.3, 0.3], [0.45, 0.45, 0.44]),
+        ([0.02, 0.03, 0.01], [0.2, 0.3, 0.2], [0.0, 0.0, 0.0]),
+    ],
+)
+def test_what_read_closednesses_mean(read: list[float], heights: list[float], means: list[float]) -> None:
+    assert understood(read, heights) == means
+
+
+def test_a_gripper_read_from_images_alone_fetches_carries_and_sets_down() -> None:
+    """Nothing was recorded with the images but the hand's closedness, 0, which is wrong; it is read, and read low."""
+    low = 0.15
+    images = (
+        picture([3.0, 1.0, 0.0, 0.02], [3.0, 1.0, 0.0]),
+        picture([1.0, 2.0, 1.0, low], [1.0, 2.0, 1.0]),
+        picture([1.0, 2.0, 0.0, low], [1.0, 2.0, 0.0]),
+    )
+    for image in images:
+        image["state"][6] = 0.0
+    agent = make_agent(read_gripper=True)
+    frames = drive(agent, Goal(images, (8, 10, 8)), [0.0, 0.0, 2.0, 0.0], [3.0, 1.0, 0.0], 40)
+    np.testing.assert_allclose(frames[-1][1, :3], [1.0, 2.0, 0.0], atol=0.4)
+    assert frames[-1][0, 3] == 0.0 and frames[:, 1, 2].max() > 0.5
+    recorded = drive(make_agent(), Goal(images, (8, 10, 8)), [0.0, 0.0, 2.0, 0.0], [3.0, 1.0, 0.0], 40)
+    assert recorded[-1][1, 0] == 3.0
+
+
+def test_fingers_closed_further_than_was_read_are_right() -> None:
+    state, frame = torch.tensor([[[0.0] * 6 + [0.3]]]), torch.zeros(1, 1, 2, 4)
+    for wanted, gap, enough in ((0.2, 0.1, 0.0), (0.5, 0.2, 0.2), (0.05, 0.25, 0.25)):
+        goal = LatentGoal(frame[:, 0], torch.tensor([[0.0] * 6 + [wanted]]))
+        for closed_enough, expected in ((False, gap), (True, enough)):
+            objective = AlignedL1(HandReading(), goal_gripper=True, closed_enough=closed_enough)  # type: ignore[arg-type]
+            assert float(objective.gaps(frame, state, goal)[1]) == pytest.approx(expected)
 
 
 def test_a_place_of_the_hand_is_gone_to_straight() -> None:

@@ -49,14 +49,14 @@ def goal_of(*states: np.ndarray | None) -> Goal:
     return Goal(seen, (5,) * len(seen))
 
 
-def test_the_gripper_is_compared_with_the_recorded_one_where_there_is_one() -> None:
+def test_goals_that_are_pictures_have_their_gripper_read() -> None:
     captured, photo = goal_of(DOWN, DOWN), goal_of(DOWN, None)
-    assert agent_settings("cem", "pick_place", AgentSettings(), captured).goal_gripper is True
-    assert agent_settings("cem", "pick_place", AgentSettings(), photo).goal_gripper is False
-    assert agent_settings("cem", "reach", AgentSettings(), photo).goal_gripper is None
-    assert agent_settings("cem", "pick_place", AgentSettings(read_gripper=True), photo).goal_gripper is True
+    recorded = AgentSettings(read_gripper=False)
+    assert agent_settings("cem", "pick_place", AgentSettings(), photo).read_gripper is True
+    assert agent_settings("cem", "pick_place", recorded, captured).read_gripper is False
+    assert agent_settings("cem", "reach", recorded, photo).goal_gripper is None
     with pytest.raises(ValueError, match="a goal is a picture only"):
-        agent_settings("cem", "pick_place", AgentSettings(goal_gripper=True), photo)
+        agent_settings("cem", "pick_place", recorded, photo)
 
 
 @pytest.mark.parametrize(
