@@ -53,8 +53,8 @@ class ArmKinematics:
         joints = [model.joint(name) for name in names.joints]
         self.qpos_index = np.array([joint.qposadr[0] for joint in joints])
         self.dof_index = np.array([joint.dofadr[0] for joint in joints])
-        self._range = np.array([joint.range for joint in joints]) + np.array([0.02, -0.02])  # rad of margin
-        self._damping, self._gain = damping, posture_gain
+        self._low, self._high = np.array([joint.range + np.array([0.02, -0.02]) for joint in joints]).T  # rad of margin
+        self._damping, self._gain = damping * np.eye(6), posture_gain
         self._jacobian = np.empty((6, model.nv))
         self.base = self._base_position(names.base)
 
@@ -68,21 +68,26 @@ class ArmKinematics:
             raise ValueError(f"the arm's base {body!r} must not be rotated in the world, got {base.xmat.tolist()}")
         return base.xpos.copy()
 
-    def forward(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Flange position [3] (m) and rotation [3, 3] at joint angles [7] (rad)."""
+    def _place(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Put the scratch arm at joint angles [7]; views of the flange's position [3] (world) and rotation [9]."""
         self._data.qpos[self.qpos_index] = q
         mujoco.mj_kinematics(self._model, self._data)
-        return self._data.site_xpos[self._site] - self.base, self._data.site_xmat[self._site].reshape(3, 3).copy()
+        return self._data.site_xpos[self._site], self._data.site_xmat[self._site]
 
-    def _error(self, position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-        """Twist [6] from the present flange pose to the target: position (m) and rotation vector (rad)."""
-        twist, quat, inverse = np.empty(6), np.empty(4), np.empty(4)
-        twist[:3] = position - (self._data.site_xpos[self._site] - self.base)
-        mujoco.mju_mat2Quat(quat, rotation.ravel())
-        mujoco.mju_mat2Quat(inverse, self._data.site_xmat[self._site])
-        mujoco.mju_negQuat(inverse, inverse)
-        mujoco.mju_mulQuat(quat, quat, inverse)
-        mujoco.mju_quat2Vel(twist[3:], quat, 1.0)
+    def forward(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Flange position [3] (m) and rotation [3, 3] at joint angles [7] (rad)."""
+        position, rotation = self._place(q)
+        return position - self.base, rotation.reshape(3, 3).copy()
+
+    def _error(self, q: np.ndarray, position: np.ndarray, quat: np.ndarray) -> np.ndarray:
+        """Twist [6] from the flange pose at `q` to the target: position (m) and rotation vector (rad)."""
+        here, rotation = self._place(q)
+        twist, turn = np.empty(6), np.empty(4)
+        twist[:3] = position - (here - self.base)
+        mujoco.mju_mat2Quat(turn, rotation)
+        mujoco.mju_negQuat(turn, turn)
+        mujoco.mju_mulQuat(turn, quat, turn)
+        mujoco.mju_quat2Vel(twist[3:], turn, 1.0)
         return twist
 
     def solve(
@@ -99,21 +104,21 @@ class ArmKinematics:
         Returns:
             The angles and |error|, metres and radians added in quadrature.
         """
-        q = np.array(start, float)
+        q, quat = np.array(start, float), np.empty(4)
+        mujoco.mju_mat2Quat(quat, rotation.ravel())
         for _ in range(iterations):
-            self._data.qpos[self.qpos_index] = q
-            mujoco.mj_kinematics(self._model, self._data)
-            mujoco.mj_comPos(self._model, self._data)
-            error = self._error(position, rotation)
+            error = self._error(q, position, quat)
             if error @ error < SOLVED**2:
                 return q, float(np.linalg.norm(error))
-            mujoco.mj_jacSite(self._model, self._data, self._jacobian[:3], self._jacobian[3:], self._site)
-            jacobian = self._jacobian[:, self.dof_index]
-            inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + self._damping * np.eye(6))
-            rest = self._gain * (HOME_QPOS - q)
-            step = inverse @ error + rest - inverse @ (jacobian @ rest)
-            step *= min(1.0, 0.5 / max(np.abs(step).max(), 1e-9))
-            q = np.clip(q + step, *self._range.T)
-        self._data.qpos[self.qpos_index] = q
-        mujoco.mj_kinematics(self._model, self._data)
-        return q, float(np.linalg.norm(self._error(position, rotation)))
+            q = np.clip(q + self._newton_step(q, error), self._low, self._high)
+        return q, float(np.linalg.norm(self._error(q, position, quat)))
+
+    def _newton_step(self, q: np.ndarray, error: np.ndarray) -> np.ndarray:
+        """Change [7] (rad) of the joint angles, at most 0.5 rad each, that takes the flange along a twist [6]."""
+        mujoco.mj_comPos(self._model, self._data)  # which the Jacobian needs
+        mujoco.mj_jacSite(self._model, self._data, self._jacobian[:3], self._jacobian[3:], self._site)
+        jacobian = self._jacobian[:, self.dof_index]
+        inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + self._damping)
+        rest = self._gain * (HOME_QPOS - q)
+        step = inverse @ error + rest - inverse @ (jacobian @ rest)
+        return step * min(1.0, 0.5 / max(np.abs(step).max(), 1e-9))
