@@ -12,7 +12,7 @@ from armworld.evaluation.files import plain
 if TYPE_CHECKING:
     from armworld.envs.randomization import Randomizer
 
-STREAM = 3  # of the episode's seed: apart from the environment's (0) and the behaviour's draws
+STREAM = 3  # of the episode's seed: apart from the environment's and the behaviour's draws
 OBJECT_LOOK = ("hue", "saturation", "value")  # of an object's draws; size, mass and friction belong to its physics
 LOOK = ("lights", "tints", "surfaces")
 

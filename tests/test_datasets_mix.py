@@ -13,7 +13,7 @@ import pytest
 
 import armworld.envs
 from armworld.datasets.behaviours import DEFAULTS, Mix, make_behaviour
-from armworld.datasets.collect import CollectConfig, collect
+from armworld.datasets.collect import STREAM, CollectConfig, collect
 from armworld.datasets.record import simulator_row
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -51,7 +51,7 @@ def busy_share(task: str, behaviour: str, seed: int, steps: int = 25) -> float:
     """Share of an episode's rows with a finger on an object, or an object moving."""
     env = gymnasium.make(TASK_IDS[task], cameras=(), max_steps=steps, disable_env_checker=True)
     observation, info = env.reset(seed=seed)
-    agent = make_behaviour(behaviour, env, np.random.default_rng([seed, 0]))
+    agent = make_behaviour(behaviour, env, np.random.default_rng([seed, STREAM]))
     agent.reset(info["goal"])
     simulator = env.unwrapped.simulator  # type: ignore[attr-defined]
     rows = [simulator_row(simulator, ())]
