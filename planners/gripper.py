@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -26,20 +27,21 @@ def understood(read: Sequence[float], heights: Sequence[float]) -> list[float]:
 
     Fingers around an object on a table are hard to see, fingers that hold one in the air are not. So the gripper is
     closed at an image where it looks closed, or in the next one, in which the object could not be otherwise. It is open
-    at a last image where it looks less closed than before, or has come down with what it held.
+    at a last image where it looks less closed than before, or has come down with what it held. Images in a row at which
+    it is closed show one grasp, of one width: the mean of what is read.
 
     Args:
         read: Closedness read from each image.
         heights: Of the hand in each image (m).
     """
-    looks = [closedness > LOOKS_CLOSED for closedness in read]
     last = len(read) - 1
-    means = []
-    for k in range(last + 1):
-        closed = looks[k] or (k < last and looks[k + 1])
-        if k == last and k and (read[k] < read[k - 1] - LOOKS_CLOSED or heights[k] < heights[k - 1] - LOWERED):
-            closed = False
-        means.append(max(*read[k : k + 2], FIRM) if closed else 0.0)
+    closed = [read[k] > LOOKS_CLOSED or (k < last and read[k + 1] > LOOKS_CLOSED) for k in range(last + 1)]
+    if last and (read[last] < read[last - 1] - LOOKS_CLOSED or heights[last] < heights[last - 1] - LOWERED):
+        closed[last] = False
+    means: list[float] = []
+    for grips, images in groupby(range(last + 1), closed.__getitem__):
+        held = [read[k] for k in images]
+        means += [max(FIRM, sum(held) / len(held)) if grips else 0.0] * len(held)
     return means
 
 

@@ -210,15 +210,15 @@ def test_a_hand_that_is_stopped_closes_where_it_is() -> None:
         ([0.02], [0.3], [0.0]),
         ([0.12], [0.3], [0.2]),
         ([0.45], [0.3], [0.45]),
-        ([0.03, 0.24, 0.02], [0.2, 0.3, 0.2], [0.24, 0.24, 0.0]),  # hidden behind the object on the table
-        ([0.40, 0.45, 0.55], [0.2, 0.3, 0.2], [0.45, 0.55, 0.0]),  # come down: it is set down
-        ([0.40, 0.45, 0.30], [0.2, 0.3, 0.3], [0.45, 0.45, 0.0]),
-        ([0.40, 0.45, 0.44], [0.2, 0.3, 0.3], [0.45, 0.45, 0.44]),
+        ([0.03, 0.24, 0.02], [0.2, 0.3, 0.2], [0.2, 0.2, 0.0]),  # hidden behind the object on the table
+        ([0.40, 0.50, 0.55], [0.2, 0.3, 0.2], [0.45, 0.45, 0.0]),  # come down: it is set down
+        ([0.40, 0.50, 0.30], [0.2, 0.3, 0.3], [0.45, 0.45, 0.0]),
+        ([0.40, 0.50, 0.45], [0.2, 0.3, 0.3], [0.45, 0.45, 0.45]),
         ([0.02, 0.03, 0.01], [0.2, 0.3, 0.2], [0.0, 0.0, 0.0]),
     ],
 )
 def test_what_read_closednesses_mean(read: list[float], heights: list[float], means: list[float]) -> None:
-    assert understood(read, heights) == means
+    assert understood(read, heights) == pytest.approx(means)
 
 
 def test_a_gripper_read_from_images_alone_fetches_carries_and_sets_down() -> None:
