@@ -133,9 +133,9 @@ class ArmEnv(gymnasium.Env):
         """Every random draw of the present episode, ready for JSON; empty before the first reset. A copy."""
         return json.loads(self._draws_json)
 
-    def observe(self) -> Observation:
-        """The present observation."""
-        return self.simulator.observe(self.cameras, self.image_size, self.image_size)
+    def observe(self, state: np.ndarray | None = None) -> Observation:
+        """The present observation; `state` is the simulator's present one, where it has been measured already."""
+        return self.simulator.observe(self.cameras, self.image_size, self.image_size, state)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Observation, dict]:
         """Start an episode; the same seed gives the same episode on every copy. `info["goal"]` holds the goal."""
@@ -158,7 +158,8 @@ class ArmEnv(gymnasium.Env):
         else:
             raise RuntimeError(f"no feasible start in {REDRAWS} draws of {self.task.name} with {self.task.object}")
         self._steps = self._held = 0
-        return self.observe(), {**self._info(solved=False), "goal": self._goal}
+        state = self.simulator.state
+        return self.observe(state), {**self._info(state, solved=False), "goal": self._goal}
 
     def _vary(self, variation: dict[str, Any]) -> None:
         self.randomizer.apply(variation)
@@ -173,12 +174,13 @@ class ArmEnv(gymnasium.Env):
         self._steps += 1
         solved = self.task.solved(self.simulator)
         self._held = self._held + 1 if solved else 0
-        info = {**self._info(solved), "applied_action": applied}
-        return self.observe(), -info["distance_m"], False, self._steps >= self.max_steps, info
+        state = self.simulator.state
+        info = {**self._info(state, solved), "applied_action": applied}
+        return self.observe(state), -info["distance_m"], False, self._steps >= self.max_steps, info
 
-    def _info(self, solved: bool) -> dict[str, Any]:
+    def _info(self, state: np.ndarray, solved: bool) -> dict[str, Any]:
         return {
-            "reached_state": self.simulator.state,
+            "reached_state": state,
             "distance_m": self.task.distance(self.simulator),
             "solved": solved,
             "success": self._held >= DWELL,

@@ -11,6 +11,7 @@ ctrl = q + (kd q' + M q'') / kp.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import mujoco
@@ -45,7 +46,7 @@ class Workspace:
         clipped[:3] = np.clip(state[:3], self.low, self.high)
         rotation = euler_to_matrix(state[3:6])
         axis = rotation[:, 2]
-        tilt = np.arccos(np.clip(-axis[2], -1, 1))
+        tilt = np.arccos(-axis[2])
         if tilt > self.max_tilt:
             turn = np.cross(axis, [0.0, 0.0, -1.0])
             turn *= (tilt - self.max_tilt) / max(np.linalg.norm(turn), 1e-9)
@@ -112,6 +113,7 @@ class Controller:
         self._gripper = model.actuator(names.grippers[0]).id
         self._grippers = np.array([model.actuator(name).id for name in names.grippers])
         dofs = self.kinematics.dof_index
+        self._arm_block = np.ix_(dofs, dofs)  # of a matrix over all degrees of freedom
         self._stiffness = model.actuator_gainprm[self._arm, 0]
         self._damping = -model.actuator_biasprm[self._arm, 2] + model.dof_damping[dofs]
         gain, bias = model.actuator_gainprm[self._gripper, 0], model.actuator_biasprm[self._gripper]
@@ -131,11 +133,11 @@ class Controller:
         rotation = data.site_xmat[self._flange].reshape(3, 3)
         span = self._closed_length - self._open_length
         closedness = (data.actuator_length[self._gripper] - self._open_length) / span
-        return np.concatenate([
-            data.site_xpos[self._flange] - self.kinematics.base,
-            matrix_to_euler(rotation),
-            [np.clip(closedness, 0.0, 1.0)],
-        ])  # fmt: skip
+        state = np.empty(7)
+        state[:3] = data.site_xpos[self._flange] - self.kinematics.base
+        state[3:6] = matrix_to_euler(rotation)
+        state[6] = min(max(closedness, 0.0), 1.0)
+        return state
 
     def settle_command(self, data: mujoco.MjData) -> None:
         """Take the present configuration as the command: at a reset, or after the arm was moved by hand."""
@@ -147,11 +149,11 @@ class Controller:
     def _reference(self, data: mujoco.MjData) -> np.ndarray:
         """The state [7] that an action moves: the commanded one, unless the arm did not follow it."""
         measured, reference = self.measure(data), self.command.state.copy()
-        turn = euler_to_matrix(measured[3:6]).T @ euler_to_matrix(reference[3:6])
-        angle = np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))
-        if np.linalg.norm(measured[:3] - reference[:3]) > POSE_SLIP[0] or angle > POSE_SLIP[1]:
+        away = measured[:3] - reference[:3]
+        trace = np.vdot(data.site_xmat[self._flange], euler_to_matrix(reference[3:6]))  # of the turn between them
+        if away @ away > POSE_SLIP[0] ** 2 or (trace - 1) / 2 < math.cos(POSE_SLIP[1]):
             reference[:6] = measured[:6]
-        reference[6] = np.clip(reference[6], measured[6] - GRIPPER_SQUEEZE, measured[6] + GRIPPER_SQUEEZE)
+        reference[6] = min(max(reference[6], measured[6] - GRIPPER_SQUEEZE), measured[6] + GRIPPER_SQUEEZE)
         return reference
 
     def step(self, data: mujoco.MjData, action: np.ndarray) -> np.ndarray:
@@ -165,10 +167,9 @@ class Controller:
         end, _ = self.kinematics.solve(target[:3], euler_to_matrix(target[3:6]), start)
         inertia = np.empty((self._model.nv, self._model.nv))
         mujoco.mj_fullM(self._model, inertia, data.qM)
-        dofs = self.kinematics.dof_index
         move = end - start
         position, velocity, acceleration = self._path[:, :, None] * move
-        force = velocity * self._damping + acceleration @ inertia[np.ix_(dofs, dofs)]
+        force = velocity * self._damping + acceleration @ inertia[self._arm_block]
         controls = start + position + force / self._stiffness
         data.ctrl[self._grippers] = target[6]
         model, ctrl, step, arm = self._model, data.ctrl, mujoco.mj_step, self._arm  # looked up once: a hot loop

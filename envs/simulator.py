@@ -254,10 +254,16 @@ class Simulator:
             self._renderer = Renderer(self.model, self._max_image_size, self._shadows)
         return self._renderer
 
-    def observe(self, camera_names: Iterable[str], height: int, width: int) -> dict[str, np.ndarray]:
-        """Observation dict: "state" float32 [7] and one uint8 [height, width, 3] frame per camera."""
+    def observe(
+        self, camera_names: Iterable[str], height: int, width: int, state: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Observation dict: "state" float32 [7] and one uint8 [height, width, 3] frame per camera.
+
+        `state` is the present `self.state`, from a caller that has measured it already.
+        """
+        state = self.state if state is None else state
         frames = {name: self.renderer.render(self.data, name, height, width) for name in camera_names}
-        return {"state": self.state.astype(np.float32), **frames}
+        return {"state": state.astype(np.float32), **frames}
 
     def upload(self, textures: Iterable[int] = (), meshes: Iterable[int] = ()) -> None:
         """Let the renderer, if there is one yet, see changed textures and meshes (ids)."""
