@@ -288,15 +288,21 @@ class Session:
     def _ask_reconnect(self, error: str) -> None:
         if not self._asked(f"{error}. Reconnect and go on, slowly?"):
             raise _End(f"device_lost: {error}")
-        self.cell.close()
-        self.cell.connect()
+        try:
+            self.cell.close()
+            self.cell.connect()
+        except DeviceError as again:
+            raise _End(f"device_lost: {again}") from again
         self._senses.forget_frames()
         self._slow_left = self.config.slow_steps
 
     def _ask_recover(self, error: str) -> None:
         if not self._asked(f"The robot stopped itself: {error}. Is the way free; recover and go on, slowly?"):
             raise _End(f"reflex: {error}")
-        self.cell.arm.recover()
+        try:
+            self.cell.arm.recover()
+        except DeviceError as again:
+            raise _End(f"reflex: {error}; not recovered: {again}") from again
         self._slow_left = self.config.slow_steps
 
     def _asked(self, question: str) -> bool:

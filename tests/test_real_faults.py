@@ -16,6 +16,7 @@ import pytest
 from armworld.real.agent_process import Reply
 from armworld.real.journal import read_frame
 from armworld.real.limits import Box
+from armworld.real.protocols import DeviceError
 from armworld.real.session import Session
 
 sys.path.append(str(Path(__file__).parent))  # for the rig
@@ -99,6 +100,34 @@ def test_a_confirmed_reconnection_starts_slowly_again(rig):
     r.answers = [True]
     assert r.run(lose).reason == "steps"
     assert r.arm.connections == 2 and r.camera.connections == 2
+
+
+def test_a_reconnection_that_fails_ends_the_episode(rig):
+    r = rig(steps=60)
+    r.answers = [True]
+
+    def refuse():
+        raise DeviceError("camera 12345 is not plugged in")
+
+    def lose():
+        r.camera.lost, r.camera.connect = True, refuse
+
+    assert r.run(lose).reason == "device_lost: camera 12345 is not plugged in"
+    r.assert_stands()
+
+
+def test_a_recovery_that_fails_ends_the_episode(rig):
+    r = rig(steps=60)
+    r.answers = [True]
+
+    def refuse():
+        raise DeviceError("the brakes are engaged")
+
+    def collide():
+        r.arm.reflex, r.arm.recover = "collision", refuse
+
+    assert r.run(collide).reason == "reflex: collision; not recovered: the brakes are engaged"
+    r.assert_stands()
 
 
 def test_an_arm_whose_state_stands_still_is_held(rig):
