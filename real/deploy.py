@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
+from armworld.datasets.episode import EpisodeError
 from armworld.evaluation.agents import USUAL, AgentSettings, load_model
 from armworld.evaluation.files import commit, plain, write_json
 from armworld.real import drawn
@@ -120,8 +121,10 @@ class DeployConfig(AgentSettings, CellConfig):
             raise ValueError(f"--jog always asks what a world model reads, and agent {self.agent!r} plans on none")
         if self.budgets and len(self.budgets) != len(self.goal):
             raise ValueError(f"give one budget per sub-goal: {len(self.goal)} goals, {len(self.budgets)} budgets")
-        if min(self.steps, self.episodes, self.agent_threads) < 1 or self.slow_steps < 0 or self.done_m < 0:
-            raise ValueError("steps, episodes, agent_threads must be positive, slow_steps and done_m not negative")
+        least = {"steps": 1, "episodes": 1, "agent_threads": 1, "slow_steps": 0, "done_m": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
 
     @property
     def moves(self) -> bool:
@@ -300,7 +303,7 @@ class _Run:
         try:
             episode = finish(folder, self.config.out / "droid", self._succeeded(outcome))
             self.console.print(f"episode {episode}", highlight=False, soft_wrap=True)
-        except JournalError as error:
+        except (JournalError, EpisodeError) as error:
             self.console.print(f"no episode: {error}", highlight=False, soft_wrap=True)
         return outcome
 
