@@ -8,7 +8,15 @@ from torch import nn
 from armworld.worldmodel.checkpoint import load_encoder
 from armworld.worldmodel.mask_denoiser import MaskDenoiser, collapse_monitors
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
-from armworld.worldmodel.training import Budget, Processes, parameter_groups, read_metrics, warmup_constant_decay
+from armworld.worldmodel.training import (
+    Budget,
+    Processes,
+    TrainingRun,
+    make_optimizer,
+    parameter_groups,
+    read_metrics,
+    warmup_constant_decay,
+)
 
 
 class NoiseClips:
@@ -33,6 +41,17 @@ class NoiseClips:
 def settings(out, **changes) -> PretrainConfig:
     base = {"size": "debug", "image_size": 64, "batch": 2, "steps": 6, "dtype": "float32", "predictor_width": 48}
     return PretrainConfig(data=(), out=out, predictor_depth=1, predictor_heads=2, **{**base, **changes})
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    optimizer = make_optimizer("adamw", module, (), 0.1, 0.0)
+    generators = np.random.default_rng(0), torch.Generator()
+    run = TrainingRun(tmp_path, {}, Budget(steps=2), {"m": module}, optimizer, generators, Processes(), 1.0)
+    with pytest.raises(ValueError, match=r"the gradient's norm became nan at step 0; the last good state is kept"):
+        run.optimise(module(torch.ones(1)).square().sqrt().sum())  # 0, with the slope of a root there
+    assert module.weight.item() == 0
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

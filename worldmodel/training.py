@@ -203,18 +203,21 @@ class TrainingRun:
         """One optimiser step with the gradient's norm clipped.
 
         Raises:
-            ValueError: The loss is not a number; the last good state stays on disk.
+            ValueError: The loss or the gradient is not finite; the last good state stays on disk.
         """
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss became {float(loss.detach())} at step {self.budget.step}; the last good state is kept "
-                f"in {self.out}. Lower the learning rate or use --dtype float32, and run the command again"
-            )
+        self._check_finite("loss", loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, clip)
+        self._check_finite("gradient's norm", gather(nn.utils.clip_grad_norm_(parameters, clip)))
         self.optimizer.step()
+
+    def _check_finite(self, what: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            raise ValueError(
+                f"the {what} became {float(value.detach())} at step {self.budget.step}; the last good state is kept "
+                f"in {self.out}. Lower the learning rate or use --dtype float32, and run the command again"
+            )
 
     def log(self, row: dict[str, float]) -> None:
         """Append the ranks' mean to the metrics log and show it."""
