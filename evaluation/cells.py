@@ -75,10 +75,14 @@ class Cell:
 def model_identity(name: str | None) -> dict[str, Any]:
     """What tells one checkpoint from another: its name, the fingerprint of its weights, how it is used."""
     from armworld.worldmodel.checkpoint import CONFIG_FILE, resolve
+    from armworld.worldmodel.published import PUBLISHED_USAGE, file_id
 
     if name is None:
         raise ValueError("this agent needs a model: give --model NAME or PATH")
-    document = read_json(resolve(name) / CONFIG_FILE)
+    path = resolve(name)
+    if path.is_file():
+        return {"name": name, "weights_id": file_id(path), "use": asdict(PUBLISHED_USAGE)}
+    document = read_json(path / CONFIG_FILE)
     return {"name": name, "weights_id": document.get("weights_id"), "use": document.get("world_model")}
 
 

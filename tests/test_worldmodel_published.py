@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from armworld.evaluation.cells import model_identity
 from armworld.worldmodel import published
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.checkpoint import load_checkpoint, load_encoder, load_strictly, load_world_model
@@ -57,6 +58,26 @@ def as_published(path: Path, prefix: str = "module.backbone.") -> Path:
     }
     torch.save(content, path)
     return path
+
+
+def test_a_published_file_is_told_apart_by_its_content(tmp_path: Path) -> None:
+    predictor, path = ac_predictor(), tmp_path / "vjepa2-ac.pt"
+    export_published(path, encoder(), predictor)
+    before = model_identity(str(path))
+    assert before == model_identity(str(path)) and before["use"]["step_seconds"] == 1.0
+    with torch.no_grad():
+        next(predictor.parameters()).view(-1)[0] += 1
+    export_published(path, encoder(), predictor)
+    assert model_identity(str(path))["weights_id"] != before["weights_id"]
+
+
+def test_one_changed_number_in_a_large_file_changes_its_fingerprint(tmp_path: Path) -> None:
+    first, last = torch.zeros(2**19), torch.zeros(2**20)
+    torch.save([first, last], tmp_path / "a.pt")
+    first[3] = 1
+    torch.save([first, last], tmp_path / "b.pt")
+    assert (tmp_path / "a.pt").stat().st_size == (tmp_path / "b.pt").stat().st_size
+    assert published.file_id(tmp_path / "a.pt") != published.file_id(tmp_path / "b.pt")
 
 
 def test_a_pretraining_file_loads(tmp_path: Path) -> None:
