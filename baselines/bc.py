@@ -206,7 +206,7 @@ def train(config: BCTrainConfig) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device)
-    sources = open_sources(config, device)
+    sources = processes.in_turn(lambda: open_sources(config, device))
     torch.manual_seed(config.seed)
     policy = Policy(network_config(config, sources)).to(device)
     average = copy.deepcopy(policy).requires_grad_(False)

@@ -134,7 +134,7 @@ def train(config: PixelTrainConfig) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device)
-    stores = [load_frames(root, config.camera, config.image_size) for root in config.data]
+    stores = processes.in_turn(lambda: [load_frames(root, config.camera, config.image_size) for root in config.data])
     kept, held = zip(*(store.split(config.held_out, config.seed) for store in stores), strict=True)
     clips, held_out = (PixelClips(stores, list(e), config.step_seconds, config.frames) for e in (kept, held))
     places = np.concatenate([store.states[:, :3] for store in stores])
