@@ -28,7 +28,7 @@ def forward_flop(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def training_flop(one_sample: Callable[[], object], samples: int) -> float:
+def training_flop(one_sample: Callable[[], object], samples: float) -> float:
     """Operations of training on `samples` samples, given a call that runs the forward pass of one."""
     return float((1 + BACKWARD) * forward_flop(one_sample) * samples)
 

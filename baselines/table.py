@@ -93,7 +93,7 @@ def method_row(agent: str, path: str | None, repeats: int = 5, settings: AgentSe
     about = _about(agent, path, model)
     before = about.get("pretraining", ())
     seconds, core = about.get("seconds"), about.get("core_seconds")
-    flop = about.get("training_flop") or _predictor_flop(model, about)
+    flop = about.get("training_flop") or predictor_flop(model, about)
     return Row(
         method=about.get("method", entry.summary),
         agent=agent,
@@ -127,18 +127,24 @@ def _count(model: Any) -> int | None:
     return sum(map(parameters, modules)) or None
 
 
-def _predictor_flop(model: Any, about: dict[str, Any]) -> float | None:
+def predictor_flop(model: Any, about: dict[str, Any]) -> float | None:
     """Operations of `armworld posttrain`, from the settings that it wrote into the checkpoint."""
     training, steps = about.get("training"), about.get("steps")
     if not hasattr(model, "predictor") or not isinstance(training, dict) or steps is None:
         return None
     from armworld.worldmodel.posttrain import PredictionLoss
 
-    loss, frames = PredictionLoss(model.predictor, training["rollout"]), training["frames"]
-    patches = model.grid[0] * model.grid[1]
-    z = torch.zeros(1, frames, patches, model.predictor.config.features, dtype=next(loss.parameters()).dtype)
-    states, actions = torch.zeros(1, frames, 7), torch.zeros(1, frames - 1, 7)
-    return training_flop(lambda: loss(z, states, actions), training["batch"] * steps)
+    loss, patches = PredictionLoss(model.predictor, training["rollout"]), model.grid[0] * model.grid[1]
+
+    def of_clips(frames: int, samples: float) -> float:
+        z = torch.zeros(1, frames, patches, model.predictor.config.features, dtype=next(loss.parameters()).dtype)
+        cameras = torch.zeros(1, frames, 6) if model.predictor.config.extrinsics else None
+        return training_flop(
+            lambda: loss(z, torch.zeros(1, frames, 7), torch.zeros(1, frames - 1, 7), cameras), samples
+        )
+
+    samples, pairs = training["batch"] * steps, training.get("pair_share", 0.0)  # pairs come in batches twice as large
+    return of_clips(training["frames"], (1 - pairs) * samples) + of_clips(2, 2 * pairs * samples)
 
 
 def _data(about: dict[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from armworld.baselines.pixels import (
 from armworld.baselines.pixels_picture import PICTURE, imagine, imagined_figure
 from armworld.baselines.pixels_train import PixelTrainConfig
 from armworld.baselines.pixels_train import train as train_pixels
-from armworld.baselines.table import TableConfig, method_row, table
+from armworld.baselines.table import TableConfig, method_row, predictor_flop, table
 from armworld.evaluation.agents import AgentSettings, make_agent
 from armworld.evaluation.cells import Cell, run_episodes
 from armworld.evaluation.report import Page
@@ -32,9 +33,11 @@ from armworld.evaluation.setup import Setup, resolve
 from armworld.evaluation.suite import EvaluateConfig
 from armworld.evaluation.table3 import show_imagined
 from armworld.types import Goal
+from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.checkpoint import read_parts
 from armworld.worldmodel.checkpoint import resolve as resolve_checkpoint
 from armworld.worldmodel.model import WorldModelConfig
+from armworld.worldmodel.sizes import ACPredictorConfig
 from armworld.worldmodel.training import read_metrics, warmup_cosine
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -231,6 +234,19 @@ def test_table_of_methods(data, tmp_path, capsys):
     assert "Octo-style, from scratch" in text and "| hold |" in text
     with pytest.raises(ValueError, match="agent 'octo' needs a model: write octo=PATH"):
         table(TableConfig(("octo",)))
+
+
+@pytest.mark.parametrize("extrinsics", [False, True])
+def test_table_counts_the_steps_on_pairs_as_what_they_cost(extrinsics):
+    """Two teacher-forced frames and a rollout of two against one frame, in a batch twice as large: half."""
+    predictor = ACPredictor(ACPredictorConfig(48, 32, 2, 16, extrinsics=extrinsics))
+    model = SimpleNamespace(predictor=predictor, grid=predictor.config.grid)
+    about = {"training": {"rollout": 2, "frames": 3, "batch": 8}, "steps": 10}
+    clips, mixed, pairs = (
+        predictor_flop(model, {**about, "training": about["training"] | {"pair_share": share}}) for share in (0, 0.5, 1)
+    )
+    assert clips and mixed and pairs
+    assert pairs / clips == pytest.approx(0.5, rel=0.1) and mixed == pytest.approx((clips + pairs) / 2)
 
 
 def test_table_counts_a_world_models_pretraining():
