@@ -110,9 +110,3 @@ def _repair(root: Path, findings: Sequence[Findings]) -> None:
                 write_text(target / "problems.txt", "".join(f"{problem}\n" for problem in found.problems))
         if (root / "card.json").exists() and len(findings) > sum(bool(found.problems) for found in findings):
             finish_card(root)
-
-
-def report(root: Path, problems: Sequence[Problem]) -> str:
-    """One line per problem, then how many."""
-    lines = [str(problem) for problem in problems]
-    return "\n".join([*lines, f"{root}: {len(problems)} problems" if problems else f"{root}: nothing wrong"])
