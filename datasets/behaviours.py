@@ -195,7 +195,8 @@ def _handling(simulator: Any, rng: np.random.Generator, low: np.ndarray, high: n
         for _ in range(int(rng.integers(2, 6))):
             place = simulator.state[:3] + rng.uniform(-0.15, 0.15, 3)
             yield from towards(place, 1.0, 6, rng.uniform(0.3, 1.0))
-        lowered = simulator.state[:3] - np.array([0.0, 0.0, rng.uniform(0.0, simulator.underside(name) + 0.01)])
+        above = max(0.0, simulator.underside(name) - simulator.table_height)  # a tilted or fallen thing's is below 0
+        lowered = simulator.state[:3] - np.array([0.0, 0.0, rng.uniform(0.0, above + 0.01)])
         yield from towards(lowered, 1.0, 4, 1.0)
         yield from towards(simulator.state[:3], 0.0, 2, 1.0)
 
