@@ -25,7 +25,7 @@ class Setup:
     """Where and how episodes run.
 
     Attributes:
-        model: Name of a shipped world model, or a checkpoint folder.
+        model: Name of a shipped world model, or the path of a checkpoint.
         models: Other checkpoints for some agents: AGENT=PATH, separated by commas.
         out: Folder for results and pages. Finished episodes in it are kept and not run again.
         workers: Processes, one thread each.
@@ -98,9 +98,16 @@ def resolve(setup: AnySetup, agents: Iterable[str]) -> AnySetup:
     agents = list(agents)
     setup.check_models(agents)
     models = {(AGENTS[name].load, setup.model_of(name)): name for name in agents if needs_model(name)}
+    camera, cameras = setup.camera, dict[str, str]()
     for (_, path), name in models.items():
         assert path is not None, "an agent that needs a model has one"
-        setup = _fit(setup, path, load_model(name, path))
+        model = load_model(name, path)
+        setup = _fit(setup, path, model)
+        if model.camera is not None:
+            cameras.setdefault(model.camera, path)
+    if camera is None and len(cameras) > 1:
+        told = ", ".join(f"{path!r} for {name}" for name, path in cameras.items())
+        raise ValueError(f"the models were made for different cameras ({told}): give --camera")
     return replace(
         setup,
         camera=setup.camera or "left",

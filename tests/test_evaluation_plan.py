@@ -3,7 +3,9 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import evaluation_fake as fake  # noqa: E402
 from armworld.evaluation.plan import PlanConfig, plan  # noqa: E402
 from armworld.evaluation.records import parse_seeds  # noqa: E402
 from armworld.evaluation.report import Page  # noqa: E402
+from armworld.evaluation.setup import Setup, resolve  # noqa: E402
 from armworld.evaluation.video import read_mp4, write_mp4  # noqa: E402
 
 EPISODE_KEYS = {"seed", "success", "final_distance_m", "steps", "seconds_per_action", "reason"}
@@ -108,3 +111,17 @@ def test_videos_refuse_what_players_would(tmp_path: Path) -> None:
         write_mp4(tmp_path / "a.mp4", [np.zeros((5, 4, 3), np.uint8)], 4)
     with pytest.raises(ValueError, match="at least one"):
         write_mp4(tmp_path / "a.mp4", [], 4)
+
+
+def test_models_made_for_two_cameras_need_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    cameras = {"a": "left", "b": "wrist"}
+
+    def load(agent: str, name: str) -> SimpleNamespace:
+        return SimpleNamespace(camera=cameras[name], image_size=(64, 64), step_seconds=0.25)
+
+    monkeypatch.setattr("armworld.evaluation.setup.load_model", load)
+    agents, setup = ["cem", "icem", "hold"], Setup(model="a", models="icem=b")
+    with pytest.raises(ValueError, match=r"different cameras \('a' for left, 'b' for wrist\): give --camera"):
+        resolve(setup, agents)
+    assert resolve(replace(setup, camera="left"), agents).camera == "left"
+    assert resolve(Setup(model="b"), agents).camera == "wrist"
