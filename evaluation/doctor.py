@@ -130,10 +130,11 @@ def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, An
     env = open_env(env_id_of(config.task), kwargs)
     try:
         with single_thread(), torch.no_grad():
-            seeds = list(range(config.seed, config.seed + max(config.episodes, config.far_episodes, config.stills)))
+            count = max(config.episodes + config.far_episodes, config.stills)
+            seeds = list(range(config.seed, config.seed + count))
             samples = gather(env, model, seeds[: config.episodes], config.steps, config.candidates)
             far_steps = max(1, round(config.far_seconds / model.step_seconds))
-            far = travel(env, model, seeds[: config.far_episodes], far_steps)
+            far = travel(env, model, seeds[config.episodes :][: config.far_episodes], far_steps)  # new to the probe
             stills = take_stills(env, model, seeds[: config.stills])
             findings = examine(model, samples, far, stills, np.random.default_rng([config.seed]))
     finally:
