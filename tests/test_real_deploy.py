@@ -48,7 +48,7 @@ HARDWARE |= {"goal": (Path("goal.png"),)}
         ({"max_frame_age": 1.0}, "max_frame_age must be at most 0.3"),
         ({"episodes": 2}, "--episodes"),
         ({"budgets": (1, 2)}, "one budget per sub-goal"),
-        ({"steps": 0}, "positive"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"sim": True}, "--sim brings its own"),
     ],
 )
