@@ -12,7 +12,7 @@ import numpy as np
 
 from armworld.datasets.droid import METADATA_KEYS, ROLES, TRAJECTORY_SHAPES
 from armworld.datasets.episode import EpisodeError
-from armworld.datasets.trajectory import arrays_below, open_h5, read_array, read_metadata
+from armworld.datasets.trajectory import CLOSEDNESS, arrays_below, open_h5, read_array, read_metadata
 from armworld.datasets.video import VideoError, count_frames, read_video, video_header
 from armworld.pose import euler_to_matrix
 
@@ -186,7 +186,7 @@ def _check_units(found: Findings, path: Path, arrays: Mapping[str, np.ndarray]) 
         return
     low, high = float(gripper.min()), float(gripper.max())
     found.closedness = (low, high)
-    if low < -0.05 or high > 1.05:
+    if low < CLOSEDNESS[0] or high > CLOSEDNESS[1]:
         found.add(path, "units", f"gripper_position spans {low:.3f} ... {high:.3f}; 0 open ... 1 closed is expected")
     target = arrays.get("action/gripper_position")
     closing = 0 if target is None else int((target > 0.5).sum())

@@ -8,7 +8,6 @@ under `original/` in `trajectory.h5`, the metadata under `simulation.original`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -21,6 +20,7 @@ from armworld.datasets.episode import Episode, EpisodeError
 from armworld.datasets.features import stride_for
 from armworld.datasets.files import clear_partial, exclusive
 from armworld.datasets.trajectory import (
+    CLOSEDNESS,
     Trajectory,
     actions_of,
     arrays_below,
@@ -55,7 +55,7 @@ def import_droid(
         licence: Of the data, for the card.
 
     Raises:
-        ValueError: `out` holds other settings, or episodes of a source that has changed since.
+        ValueError: `out` holds other settings, or episodes of a source that has changed since; no episode is readable.
         DiskFull: No space left; finished episodes are kept.
     """
     refused = []
@@ -63,12 +63,15 @@ def import_droid(
         clear_partial(Path(out))
         settings = {"task": "import", "step_seconds": step_seconds, "image_size": image_size, "camera": camera}
         start_card(Path(out), settings, licence)
-        for number, folder in enumerate(find_episodes(Path(source))):
+        folders = find_episodes(Path(source))
+        for number, folder in enumerate(folders):
             try:
                 if not _is_done(Path(out), folder, number):
                     write_episode(Path(out), _read(folder, number, step_seconds, image_size, camera))
             except EpisodeError as error:
                 refused.append(str(error))
+        if len(refused) == len(folders):
+            raise EpisodeError(f"none of the {len(folders)} episodes below {source} can be read: {refused[0]}")
         finish_card(Path(out))
     return refused
 
@@ -98,9 +101,16 @@ def _read(folder: Path, number: int, step_seconds: float | None, image_size: int
     stride = stride_for(trajectory.step_seconds, seconds)
     kept = np.arange(0, rows, stride)
     joints, velocities = read_joints(folder)
-    episode = Episode(
-        states=trajectory.states[kept],
-        actions=actions_of(trajectory.states[kept]),
+    states = trajectory.states[kept]
+    low, high = states[:, 6].min(), states[:, 6].max()
+    if low < CLOSEDNESS[0] or high > CLOSEDNESS[1]:
+        raise EpisodeError(
+            f"{folder}: gripper_position spans {low:.3f} ... {high:.3f}; 0 open ... 1 closed is expected"
+        )
+    states[:, 6] = states[:, 6].clip(0, 1)
+    return Episode(
+        states=states,
+        actions=actions_of(states),
         frames={name: _fitted(images[kept], image_size) for name, images in frames.items()},
         extrinsics={name: trajectory.extrinsics[name][kept] for name in videos},
         joint_positions=joints[kept],
@@ -113,7 +123,6 @@ def _read(folder: Path, number: int, step_seconds: float | None, image_size: int
         details={"behaviour": "real", "original": trajectory.metadata, "folder": str(folder)},
         original=_others(folder, len(trajectory), kept),
     )
-    return replace(episode, states=np.clip(episode.states, [-np.inf] * 6 + [0], [np.inf] * 6 + [1]))
 
 
 def _others(folder: Path, rows: int, kept: np.ndarray) -> dict[str, np.ndarray]:

@@ -16,6 +16,8 @@ from armworld.datasets.episode import Episode, EpisodeError
 from armworld.datasets.video import VideoError, read_video
 from armworld.pose import action_between
 
+CLOSEDNESS = (-0.05, 1.05)  # what a gripper may report: 0 open, 1 closed, and a little noise
+
 
 @dataclass(frozen=True)
 class Trajectory:

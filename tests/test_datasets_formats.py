@@ -242,6 +242,23 @@ def test_unreadable_real_episodes_are_named(tmp_path: Path) -> None:
     refused = import_droid(tmp_path / "droid", tmp_path / "out")
     assert len(refused) == 1 and "20 frames for 31 rows" in refused[0] and str(folder) in refused[0]
     assert len(find_episodes(tmp_path / "out")) == 1 and good.exists()
+    shutil.rmtree(good)
+    with pytest.raises(ValueError, match=r"none of the 1 episodes below .* can be read: .*20 frames for 31 rows"):
+        import_droid(tmp_path / "droid", tmp_path / "none")
+
+
+def test_a_gripper_in_other_units_is_refused_and_a_little_noise_is_not(tmp_path: Path) -> None:
+    key = "observation/robot_state/gripper_position"
+    folder = real_droid_folder(tmp_path / "droid")
+    edit_array(folder, key, lambda a: np.linspace(-0.01, 1.02, len(a)))
+    assert import_droid(tmp_path / "droid", tmp_path / "out") == []
+    episode = read_episode(find_episodes(tmp_path / "out")[0])
+    assert episode.states[0, 6] == 0 and episode.states[-1, 6] == pytest.approx(0.985, abs=1e-3)
+    np.testing.assert_allclose(np.diff(episode.states[:, 6]), episode.actions[:-1, 6], atol=1e-12)
+    real_droid_folder(tmp_path / "droid", seed=2)
+    edit_array(folder, key, lambda a: 85 * a)
+    (refused,) = import_droid(tmp_path / "droid", tmp_path / "mm")
+    assert str(folder) in refused and "gripper_position spans -0.850 ... 83.782; 0 open ... 1 closed" in refused
 
 
 def test_rendering_again_gives_the_recorded_images(tmp_path: Path) -> None:
