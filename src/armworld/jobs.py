@@ -27,7 +27,7 @@ INTERRUPT_POLL_SECONDS = 0.2
 LOST_WORKERS_ALLOWED = 3  # in a row without a finished job between them
 
 
-class WorkersLost(RuntimeError):
+class WorkersLost(ChildProcessError):
     """Workers died again and again; what was finished is kept."""
 
 
@@ -37,7 +37,7 @@ def run_jobs(
     """Yield (job, result) as jobs finish, in any order; `workers` = 1 runs them here, one after the other.
 
     An exception of a job ends the run, and so do Ctrl-C and SIGTERM (as KeyboardInterrupt): waiting jobs are dropped,
-    jobs under way are finished first, or dropped too with `drop_running`.
+    jobs under way are finished first, or dropped too with `drop_running`. With one worker both act as they always do.
 
     Raises:
         ValueError: `workers` is below 1.
@@ -90,8 +90,12 @@ def _run_pool(
                     for following, job in itertools.islice(queue, 1):
                         running[pool.submit(function, job)] = following
                     yield index, result
-        except BaseException:
+            if interrupted.is_set():  # while the last results were taken
+                raise KeyboardInterrupt
+        except BaseException as error:
             drop = drop_running
+            if isinstance(error, BrokenProcessPool) and interrupted.is_set():  # what stopped us stopped the workers
+                raise KeyboardInterrupt from error
             raise
         finally:
             if drop:
