@@ -37,6 +37,16 @@ class Mix:
     """Shares of the behaviours among episodes (normalised), see the module's table.
 
     Where none is given the task decides (`for_task`); otherwise those not given are 0.
+
+    Attributes:
+        reach: From target to target across the workspace.
+        play: Random motions of all sizes.
+        objects: To objects: pushing, closing, lifting, dropping.
+        expert: The task's scripted expert.
+        noisy_expert: The same with noise on every action.
+        recover: The expert, thrown off course every few steps.
+        handle: Grasp as the expert does, carry about, let go, again.
+        single: One thing at a time: the fingers, a turn, an axis, nothing.
     """
 
     reach: float | None = None

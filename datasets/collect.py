@@ -38,7 +38,8 @@ class CollectConfig:
         workers: Processes.
         steps: Actions per episode; it has one frame more.
         task: Environment: `grasp`, `reach` ..., or a full Gymnasium id.
-        objects, labs: Each episode draws one of these.
+        objects: Each episode draws one of these.
+        labs: Each episode draws one of these, too.
         level: Variation level of the environment.
         robot: Gripper variant.
         cameras: Recorded cameras.

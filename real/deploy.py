@@ -75,7 +75,8 @@ class DeployConfig(AgentSettings, CellConfig):
         reference: A picture of what the model was trained to see, to lay over the live one in the jogs' page.
         agent_threads: Threads of the agent's process.
         page: Serve the live page.
-        page_host, page_port: Where; port 0 takes a free one.
+        page_host: Address that it is served at.
+        page_port: Its port; 0 takes a free one.
         out: Folder for this and other runs.
     """
 

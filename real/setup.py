@@ -48,7 +48,8 @@ class CellConfig:
         max_tilt: Largest angle of the tool from straight down, rad.
         max_plan_age: Seconds for which an observation allows a plan; 0 takes 1 on hardware and 10 with --sim. A slow
             planner on a CPU needs more than 1.
-        max_frame_age, max_state_age: Seconds.
+        max_frame_age: Seconds; with older frames the arm stands still.
+        max_state_age: Seconds; with an older state it does, too.
         force_threshold: Collision reflex, N, set at connect.
         torque_threshold: Collision reflex, Nm, set at connect.
     """

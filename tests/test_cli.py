@@ -1,5 +1,10 @@
 """The command line's contract: exit codes, one line of error, names of what is valid."""
 
+import re
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from armworld import cli
@@ -22,7 +27,9 @@ def test_help_names_every_verb(monkeypatch, capsys):
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))
 def test_every_verb_explains_itself(monkeypatch, capsys, verb):
     assert call(monkeypatch, verb, "--help") == 0
-    assert "--out" in capsys.readouterr().out or verb in ("verify", "validate", "view", "replay", "sweep")
+    printed = capsys.readouterr().out
+    assert "--out" in printed or verb in ("verify", "validate", "view", "replay", "sweep")
+    assert not re.findall(r"^\s*(--[a-z][\w.-]*)(?: \S+)*\s{2,}\((?:default|required)", printed.replace("│", ""), re.M)
 
 
 @pytest.mark.parametrize("study", ["camera", "horizon"])
@@ -65,3 +72,11 @@ def test_an_interrupt_is_exit_code_130(monkeypatch, capsys):
     monkeypatch.setattr("armworld.datasets.collect.collect", interrupted)
     assert call(monkeypatch, "collect", "--out", "x") == 130
     assert "what was done is kept" in capsys.readouterr().err
+
+
+def test_a_reader_that_went_away_is_no_success():
+    piped = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-m", "armworld", "--help"], stdout=piped, stderr=piped) as command:
+        assert command.stdout and command.stderr
+        command.stdout.close()
+        assert command.stderr.read() == b"" and command.wait() == 128 + signal.SIGPIPE

@@ -45,7 +45,8 @@ class AlignConfig:
         cache: Folder of cached features (that of `armworld posttrain`); by default in the run's folder.
         imagined_share: Share of the batches whose features the predictor imagined.
         noise: Standard deviation of noise on the features, which have deviation 1.
-        channels, hidden: Size of the network; see `readout.ReadoutConfig`.
+        channels: What the network compresses each patch to.
+        hidden: Width of its two hidden layers.
         batch: Frames per optimiser step.
         steps: Optimiser steps; none to train by time alone.
         minutes: Wall-time budget, resumed runs included; none to train by steps alone.

@@ -2,7 +2,7 @@
 
 A verb's module is imported only when that verb runs, so `armworld --help` is quick and a missing optional package
 hurts only the verb that needs it. Exit codes: 0 done, 1 a check failed (`verify`, `validate`), 2 bad input (one line
-on stderr), 130 interrupted (what was done is kept).
+on stderr), 130 interrupted (what was done is kept), 141 whoever read the output went away.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -94,8 +95,12 @@ def parse(config_type: type, arguments: Sequence[str], summary: str) -> object:
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        text = " ".join(re.sub(r"[╭╮╰╯│─]+|For full helptext.*", " ", line) for line in captured.getvalue().splitlines())
-        text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Required options)\s+", "", " ".join(text.split()))
+        text = " ".join(
+            re.sub(r"[╭╮╰╯│─]+|For full helptext.*", " ", line) for line in captured.getvalue().splitlines()
+        )
+        text = re.sub(
+            r"^(Value error|Parsing error|Unrecognized options|Required options)\s+", "", " ".join(text.split())
+        )
         text = re.sub(r"^Error parsing \w+: ", "", text)
         raise ValueError(f"{text} ({program} --help lists the options)") from None
 
@@ -110,7 +115,7 @@ def main() -> None:
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = 128 + signal.SIGPIPE  # as a shell tells it: the command has not ended its work
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("ARMWORLD_TRACEBACK"):
             raise
