@@ -53,7 +53,7 @@ class PosttrainConfig:
         encoder: Checkpoint of the frozen encoder, or `random:SIZE[:DEPTH]` for an untrained one; by default that of
             --init.
         out: Run folder; the same command goes on with what it holds.
-        cache: Folder of cached features; by default beside the run's folder.
+        cache: Folder of cached features; by default in the run's folder.
         camera: The camera whose frames are used.
         image_size: Frame height and width in pixels for a random encoder; a trained one brings its own.
         layers: Use the features after this many encoder blocks; none for all.
@@ -147,8 +147,9 @@ class PosttrainConfig:
             raise ValueError("trainable_blocks and lora_rank train parts of a trained predictor; name it with --init")
         if self.lora_rank and (self.trainable_blocks is not None or self.fsdp):
             raise ValueError("lora_rank goes with neither trainable_blocks nor fsdp; adapters are small without them")
-        if self.lora_rank < 0 or min(self.state_loss, self.inverse_loss) < 0:
-            raise ValueError("lora_rank, state_loss and inverse_loss must not be negative")
+        for name in ("lora_rank", "state_loss", "inverse_loss"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def identity(self) -> dict[str, object]:
         """What must be equal for a run to be resumed; where it runs and for how long may change."""
