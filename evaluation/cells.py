@@ -116,6 +116,8 @@ class Worker:
     def run(self, cell: Cell, seed: int) -> EpisodeResult:
         """Run, film if asked, and store one episode; its record is written last."""
         env, model = self.open(cell)
+        if getattr(getattr(model, "config", None), "extrinsics", None) is not None:
+            env.reset(seed=seed)  # the model is told where the camera stands, which variation moves per episode
         agent = make_agent(cell.agent, env, model, seed, cell.settings)
         recorder = None
         if seed in cell.film:

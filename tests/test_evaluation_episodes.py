@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -16,6 +17,7 @@ TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
 import evaluation_fake as fake  # noqa: E402
 
+from armworld.evaluation.agents import AGENTS, Entry  # noqa: E402
 from armworld.evaluation.cells import Cell, env_id_of, open_env, run_cells, run_episodes  # noqa: E402
 from armworld.evaluation.episodes import EpisodeResult, reason_counts, run_episode  # noqa: E402
 from armworld.evaluation.files import plain, read_json, write_json  # noqa: E402
@@ -45,6 +47,21 @@ class Scripted:
 
 def to_goal(observation, target, fraction=1.0):
     return np.append(fraction * (target - observation["state"])[:3], np.zeros(4))
+
+
+def test_a_model_that_reads_the_cameras_place_is_told_that_of_its_episode(tmp_path, monkeypatch) -> None:
+    told = []
+
+    def build(env, model, seed, settings):
+        told.append(env.unwrapped.target.tolist())
+        return fake.Walk(seed)
+
+    model = SimpleNamespace(config=SimpleNamespace(extrinsics=(0.0,) * 6), step_seconds=0.25)
+    entry = Entry(build, True, "for tests", lambda name: model)
+    monkeypatch.setitem(AGENTS, "told", entry)
+    monkeypatch.setattr("armworld.evaluation.cells.model_identity", lambda name: {"name": name})
+    results = run_episodes(Cell(fake.ID, {}, "told", tmp_path, "somewhere"), [1, 2, 3])
+    assert told == [result.draws["target"] for result in results]
 
 
 def test_success_needs_the_end_and_the_dwell(env) -> None:
