@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from armworld.datasets.files import exclusive
 from armworld.worldmodel.checkpoint import load_encoder
 from armworld.worldmodel.mask_denoiser import MaskDenoiser, collapse_monitors
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
@@ -52,6 +53,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"the gradient's norm became nan at step 0; the last good state is kept"):
         run.optimise(module(torch.ones(1)).square().sqrt().sum())  # 0, with the slope of a root there
     assert module.weight.item() == 0
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path):
+    with exclusive(tmp_path), pytest.raises(ValueError, match="another process is writing to"):
+        pretrain(settings(tmp_path), NoiseClips())
+    assert not (tmp_path / "metrics.jsonl").exists()
+    pretrain(settings(tmp_path, steps=1), NoiseClips())
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from armworld.datasets.files import exclusive
 from armworld.jobs import interruption_flag
 from armworld.worldmodel.metrics import Metrics, plot_metrics, read_metrics
 from armworld.worldmodel.optimizers import Optimizers, make_optimizer, parameter_groups
@@ -146,6 +147,9 @@ class TrainingRun:
         Args:
             defaults: Values that settings have in folders of earlier versions, which do not name them.
             tensorboard: Also log to `out/tensorboard`.
+
+        Raises:
+            ValueError: A run of other settings is there, or another process trains there now.
         """
         self.defaults = dict(defaults or {})
         self.out, self.settings, self.budget = out, settings, budget
@@ -155,9 +159,12 @@ class TrainingRun:
         self.state_path = out / "state.pt"
         self.metrics_path = out / "metrics.jsonl"
         self._progress: Progress | None = None
-        out.mkdir(parents=True, exist_ok=True)
-        self._restore()
-        self._metrics = Metrics(self.metrics_path, budget.step, processes.is_main, tensorboard)
+        with ExitStack() as held:
+            if processes.is_main:
+                held.enter_context(exclusive(out))
+            self._restore()
+            self._metrics = Metrics(self.metrics_path, budget.step, processes.is_main, tensorboard)
+            self._held = held.pop_all()  # the folder, until the end of `steps`
 
     def steps(self) -> Iterator[int]:
         """Yield the step number until the budget is spent, saving every `save_minutes` and at the end.
@@ -168,20 +175,21 @@ class TrainingRun:
         self.budget.start()
         saved = time.monotonic()
         progress = Progress(*columns, TimeRemainingColumn(), disable=not self.processes.is_main)
-        with progress as self._progress, interruption_flag() as interrupted:
-            self._task = progress.add_task(self.out.name, total=1.0, status="")
-            while not self.budget.done:
-                yield self.budget.step
-                self.budget.tick()
-                progress.update(self._task, completed=self.budget.progress)
-                due = time.monotonic() - saved > self.save_seconds
-                stop, due = self.processes.any(interrupted.is_set(), due)
-                if stop or due:
-                    self.save()
-                    saved = time.monotonic()
-                if stop:
-                    raise KeyboardInterrupt
-        self.save()
+        with self._held:
+            with progress as self._progress, interruption_flag() as interrupted:
+                self._task = progress.add_task(self.out.name, total=1.0, status="")
+                while not self.budget.done:
+                    yield self.budget.step
+                    self.budget.tick()
+                    progress.update(self._task, completed=self.budget.progress)
+                    due = time.monotonic() - saved > self.save_seconds
+                    stop, due = self.processes.any(interrupted.is_set(), due)
+                    if stop or due:
+                        self.save()
+                        saved = time.monotonic()
+                    if stop:
+                        raise KeyboardInterrupt
+            self.save()
         self._metrics.close()
 
     def memory_advice(self) -> AbstractContextManager[None]:
