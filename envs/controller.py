@@ -130,14 +130,18 @@ class Controller:
 
     def measure(self, data: mujoco.MjData) -> np.ndarray:
         """Measured state float64 [7] of the arm, as `data`'s kinematics stand."""
-        rotation = data.site_xmat[self._flange].reshape(3, 3)
-        span = self._closed_length - self._open_length
-        closedness = (data.actuator_length[self._gripper] - self._open_length) / span
         state = np.empty(7)
-        state[:3] = data.site_xpos[self._flange] - self.kinematics.base
-        state[3:6] = matrix_to_euler(rotation)
-        state[6] = min(max(closedness, 0.0), 1.0)
+        state[:3] = self._position(data)
+        state[3:6] = matrix_to_euler(data.site_xmat[self._flange].reshape(3, 3))
+        state[6] = self._closedness(data)
         return state
+
+    def _position(self, data: mujoco.MjData) -> np.ndarray:
+        return data.site_xpos[self._flange] - self.kinematics.base
+
+    def _closedness(self, data: mujoco.MjData) -> float:
+        span = self._closed_length - self._open_length
+        return min(max((data.actuator_length[self._gripper] - self._open_length) / span, 0.0), 1.0)
 
     def settle_command(self, data: mujoco.MjData) -> None:
         """Take the present configuration as the command: at a reset, or after the arm was moved by hand."""
@@ -148,12 +152,12 @@ class Controller:
 
     def _reference(self, data: mujoco.MjData) -> np.ndarray:
         """The state [7] that an action moves: the commanded one, unless the arm did not follow it."""
-        measured, reference = self.measure(data), self.command.state.copy()
-        away = measured[:3] - reference[:3]
-        trace = np.vdot(data.site_xmat[self._flange], euler_to_matrix(reference[3:6]))  # of the turn between them
+        reference, closedness = self.command.state.copy(), self._closedness(data)
+        away = self._position(data) - reference[:3]
+        trace = data.site_xmat[self._flange] @ euler_to_matrix(reference[3:6]).ravel()  # of the turn between them
         if away @ away > POSE_SLIP[0] ** 2 or (trace - 1) / 2 < math.cos(POSE_SLIP[1]):
-            reference[:6] = measured[:6]
-        reference[6] = min(max(reference[6], measured[6] - GRIPPER_SQUEEZE), measured[6] + GRIPPER_SQUEEZE)
+            reference[:6] = self.measure(data)[:6]
+        reference[6] = min(max(reference[6], closedness - GRIPPER_SQUEEZE), closedness + GRIPPER_SQUEEZE)
         return reference
 
     def step(self, data: mujoco.MjData, action: np.ndarray) -> np.ndarray:
@@ -162,7 +166,7 @@ class Controller:
         target = self.workspace.clip(apply_action(self._reference(data), action))
         start = self.command.q
         measured_q = data.qpos[self.kinematics.qpos_index]
-        if np.abs(measured_q - start).max() > POSE_SLIP[1]:
+        if max(map(abs, (measured_q - start).tolist())) > POSE_SLIP[1]:
             start = measured_q.copy()
         end, _ = self.kinematics.solve(target[:3], euler_to_matrix(target[3:6]), start)
         inertia = np.empty((self._model.nv, self._model.nv))

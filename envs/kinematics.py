@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import mujoco
@@ -108,8 +109,9 @@ class ArmKinematics:
         mujoco.mju_mat2Quat(quat, rotation.ravel())
         for _ in range(iterations):
             error = self._error(q, position, quat)
-            if error @ error < SOLVED**2:
-                return q, float(np.linalg.norm(error))
+            squared = error @ error
+            if squared < SOLVED**2:
+                return q, math.sqrt(squared)
             q = np.clip(q + self._newton_step(q, error), self._low, self._high)
         return q, float(np.linalg.norm(self._error(q, position, quat)))
 
@@ -121,4 +123,4 @@ class ArmKinematics:
         inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + self._damping)
         rest = self._gain * (HOME_QPOS - q)
         step = inverse @ error + rest - inverse @ (jacobian @ rest)
-        return step * min(1.0, 0.5 / max(np.abs(step).max(), 1e-9))
+        return step * min(1.0, 0.5 / max(map(abs, step.tolist())))

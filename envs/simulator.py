@@ -64,11 +64,15 @@ class Simulator:
         self._tip = self.model.site("tip").id
         self._pads = {side: self._geoms_named(f"{side}_pad") for side in FINGERS}
         self._object_geoms = {name: subtree_geoms(self.model, name) for name in config.objects}
+        self._object_body = {name: self.model.body(name).id for name in config.objects}
+        self._object_dof = {name: self.model.joint(name).dofadr[0] for name in config.objects}
         self.rigs = cameras.RIGS[config.lab]
         self.present: tuple[str, ...] = ()
         self.set_present(config.objects)
         self._compiled_heights = {name: extent[1, 2] for name, extent in self._extents.items()}
         self._robot_geoms = subtree_geoms(self.model, "link0")
+        groups = {**self._object_geoms, **self._pads, "robot": self._robot_geoms}
+        self._is_in = {group: np.isin(np.arange(self.model.ngeom), geoms) for group, geoms in groups.items()}
         self._initial_qpos = self._open_qpos()
 
     def _geoms_named(self, prefix: str) -> np.ndarray:
@@ -176,12 +180,13 @@ class Simulator:
 
     def object_pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Position [3] (m) of an object's origin and its rotation [3, 3], base frame."""
-        body = self.data.body(self._object(name))
-        return body.xpos.copy(), body.xmat.reshape(3, 3).copy()
+        body = self._object_body[self._object(name)]
+        return self.data.xpos[body].copy(), self.data.xmat[body].reshape(3, 3).copy()
 
     def object_velocity(self, name: str) -> np.ndarray:
         """Linear (m/s) and angular (rad/s) velocity [6] of an object."""
-        return self.data.joint(self._object(name)).qvel.copy()
+        dof = self._object_dof[self._object(name)]
+        return self.data.qvel[dof : dof + 6].copy()
 
     def object_extent(self, name: str) -> np.ndarray:
         """Bounding box [2, 3] (low, high; m) of an upright object in its own frame."""
@@ -203,13 +208,13 @@ class Simulator:
         pairs = self.data.contact.geom[: self.data.ncon]
         report = {}
         for name in self.present:
-            geoms = self._object_geoms[name]
-            first, second = np.isin(pairs[:, 0], geoms), np.isin(pairs[:, 1], geoms)
-            partners = np.concatenate([pairs[first & ~second, 1], pairs[second & ~first, 0]])
-            speed = float(np.linalg.norm(self.object_velocity(name)[:3]))
-            by_robot = np.isin(partners, self._robot_geoms)
+            own = self._is_in[name][pairs]
+            touching = own[:, 0] != own[:, 1]
+            partners = pairs[touching][~own[touching]]
+            speed = mujoco.mju_norm3(self.object_velocity(name)[:3])
+            by_robot = self._is_in["robot"][partners]
             report[name] = {
-                **{side: bool(np.isin(partners, pads).any()) for side, pads in self._pads.items()},
+                **{side: bool(self._is_in[side][partners].any()) for side in FINGERS},
                 "robot": bool(by_robot.any()),
                 "other": bool((~by_robot).any()),
                 "speed": speed,
@@ -219,7 +224,7 @@ class Simulator:
 
     def robot_touches(self) -> bool:
         """Whether any part of the robot touches something that is not the robot."""
-        pairs = np.isin(self.data.contact.geom[: self.data.ncon], self._robot_geoms)
+        pairs = self._is_in["robot"][self.data.contact.geom[: self.data.ncon]]
         return bool((pairs[:, 0] ^ pairs[:, 1]).any())
 
     # Time --------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import mujoco
 import numpy as np
 
 from armworld.envs.layout import ExpertFailed, NoRoom, flange_state, footprint, move_arm, place_bystanders
@@ -132,7 +133,7 @@ class Reach(Task):
         return {"position": np.asarray(state[:3], float)}
 
     def distance(self, sim: Simulator) -> float:
-        return float(np.linalg.norm(sim.flange - self.targets.get("position", np.nan)))
+        return mujoco.mju_norm3(sim.flange - self.targets.get("position", np.nan))
 
     def solved(self, sim: Simulator) -> bool:
         return self.distance(sim) < self.tolerance
@@ -145,7 +146,7 @@ def held(sim: Simulator, name: str) -> bool:
         return False
     if sim.underside(name) < sim.table_height + LIFTED:
         return False
-    return bool(np.linalg.norm(sim.object_velocity(name)[:3] - sim.tip_velocity) < SLIP_SPEED)
+    return mujoco.mju_norm3(sim.object_velocity(name)[:3] - sim.tip_velocity) < SLIP_SPEED
 
 
 def settle(sim: Simulator) -> None:
@@ -201,7 +202,7 @@ class ObjectTask(Task):
 
     def distance(self, sim: Simulator) -> float:
         """Distance from the object to where it is in the goal, m."""
-        return float(np.linalg.norm(sim.object_pose(self.object)[0] - self.targets.get("object", np.nan)))
+        return mujoco.mju_norm3(sim.object_pose(self.object)[0] - self.targets.get("object", np.nan))
 
 
 class Grasp(ObjectTask):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ def euler_to_matrix(euler: Array) -> Array:
         sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr,
         -sp, cp * sr, cp * cr,
     ]  # fmt: skip
-    return np.array(entries).reshape(3, 3) if single else xp.stack(entries, -1).reshape(*euler.shape[:-1], 3, 3)
+    stacked: Any = np.array(entries) if single else xp.stack(entries, -1)
+    return stacked.reshape(*euler.shape[:-1], 3, 3)
 
 
 def matrix_to_euler(matrix: Array) -> Array:
@@ -60,8 +61,8 @@ def matrix_to_euler(matrix: Array) -> Array:
     return xp.stack([roll, pitch, yaw], -1)
 
 
-def _single_to_euler(matrix: np.ndarray) -> np.ndarray:
-    """`matrix_to_euler` of one matrix [3, 3] in float64."""
+def _single_to_euler(matrix: Any) -> Any:
+    """`matrix_to_euler` of one NumPy matrix [3, 3] in float64."""
     (r00, r01, _), (r10, r11, _), (r20, r21, r22) = matrix.tolist()
     cos_pitch = math.sqrt(r00 * r00 + r10 * r10)
     if cos_pitch < 1e-9:
