@@ -80,19 +80,20 @@ Lines = Mapping[str, Sequence[Point]]  # method -> its points
 def at_equal_time(lines: Lines) -> list[dict[str, Any]]:
     """What each method achieves within the same time per action.
 
-    The times are those of the points at which every method can act already. Of a method's points within a time the one
-    with the most successes counts, the quicker one among equals. McNemar's exact test compares the first method with
-    each other one. A time at which nothing has changed since the one before is left out.
+    The times are those of the points at which every method can act already. Of a method's points within a time the
+    slowest counts, its largest search that fits: were the most successful one taken, its rate and McNemar's exact test
+    of the first method against each other one would be flattered by the choice. A time at which nothing has changed
+    since the one before is left out.
 
     Returns:
-        Rows: seconds; best, method -> point; mcnemar, other method -> test.
+        Rows: seconds; best, method -> its point; mcnemar, other method -> test.
     """
     starts = max(min(point.seconds for point in line) for line in lines.values())
     times = sorted({point.seconds for line in lines.values() for point in line if starts <= point.seconds < np.inf})
     rows, before = [], None
     for seconds in times:
         best = {
-            name: max((p for p in line if p.seconds <= seconds), key=lambda p: (p.wins, -p.seconds))
+            name: max((p for p in line if p.seconds <= seconds), key=lambda p: p.seconds)
             for name, line in lines.items()
         }
         chosen = [point.effort for point in best.values()]

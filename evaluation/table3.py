@@ -3,7 +3,8 @@
     armworld evaluate --suite table3 --models pixels=runs/pixels --seeds 2000000-2000049 --labs lab1 --out runs/table3
 
 Every method runs at every effort of a ladder (samples x iterations) on the same seeds. Then two questions are answered
-per place: within the same time, who succeeds more often; for the same success, who takes less time.
+per place: within the same time, each with its largest search that fits, who succeeds more often; for the same success,
+who takes less time.
 """
 
 from __future__ import annotations

@@ -40,13 +40,21 @@ SLOW = [point("slow", "8x1", 0.05, 4), point("slow", "16x1", 0.10, 8), point("sl
 LINES = {"fast": FAST, "slow": SLOW}
 
 
-def test_at_equal_time_the_best_within_it_counts() -> None:
+def test_at_equal_time_the_largest_search_that_fits_counts() -> None:
     rows = at_equal_time(LINES)
-    assert [row["seconds"] for row in rows] == [0.05, 0.08, 0.10]  # at 0.40 nothing gets better any more
+    assert [row["seconds"] for row in rows] == [0.05, 0.08, 0.10, 0.40]
     efforts = [(row["best"]["fast"]["effort"], row["best"]["slow"]["effort"]) for row in rows]
-    assert efforts == [("16x1", "8x1"), ("64x1", "8x1"), ("64x1", "16x1")]
-    assert [(row["best"]["fast"]["wins"], row["best"]["slow"]["wins"]) for row in rows] == [(6, 4), (9, 4), (9, 8)]
+    assert efforts == [("16x1", "8x1"), ("64x1", "8x1"), ("64x1", "16x1"), ("64x1", "64x1")]
+    wins = [(row["best"]["fast"]["wins"], row["best"]["slow"]["wins"]) for row in rows]
+    assert wins == [(6, 4), (9, 4), (9, 8), (9, 8)]
     assert rows[0]["mcnemar"] == {"slow": {"only_first": 2, "only_second": 0, "p_value": 0.5}}
+
+
+def test_at_equal_time_no_point_is_chosen_by_its_success() -> None:
+    lucky = [point("lucky", "8x1", 0.01, 9), point("lucky", "16x1", 0.02, 3)]
+    (first, second) = at_equal_time({"lucky": lucky, "other": [point("other", "8x1", 0.01, 3)]})
+    assert (first["best"]["lucky"]["wins"], second["best"]["lucky"]["wins"]) == (9, 3)
+    assert second["mcnemar"]["other"]["p_value"] == 1.0
 
 
 def test_at_equal_success_the_quickest_that_reaches_it_counts() -> None:
