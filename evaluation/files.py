@@ -18,11 +18,17 @@ PACKAGES = ("armworld", "mujoco", "gymnasium", "numpy", "scipy", "torch", "mink"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: a temporary neighbour, then `os.replace`."""
+    """Write a whole file or nothing: a temporary neighbour, then `os.replace`.
+
+    Results are many and can be computed again, so they are not flushed to the disk as data are (`datasets.files`).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -149,6 +149,21 @@ def outcome(result: EpisodeResult) -> EpisodeResult:
     return replace(result, seconds_per_action=0.0, cpu_seconds_per_action=0.0)
 
 
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+
+    def half(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:3])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 1} and [item.name for item in tmp_path.iterdir()] == ["result.json"]
+
+
 def test_resume_runs_only_what_is_missing(tmp_path: Path) -> None:
     whole = run_episodes(cell(tmp_path / "a"), range(10, 16))
     first = run_episodes(cell(tmp_path / "b"), range(10, 13))
