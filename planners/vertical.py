@@ -30,6 +30,7 @@ from armworld.planners.gripper import at_closedness
 from armworld.planners.mpc import PlanningAgent
 from armworld.planners.objectives import AlignedL1, LatentGoal, PatchWeightedL1
 from armworld.planners.plans import GRIPPER, YAW, PlanningError
+from armworld.planners.turning import TurnedModel, turn_actions
 from armworld.types import Goal, Observation
 
 CHANGE = 0.1  # of the gripper's stroke that counts as closing or opening
@@ -225,6 +226,8 @@ class VerticalAgent(PlanningAgent):
         z, state = self._frames[-1]
         here = self.objective.readout(z[:, 0]).detach()
         closing = self._fetching(here[0], hand[0], depths)
+        if isinstance(self.model, TurnedModel):  # what is read is along its model's axes
+            closing = turn_actions(closing, math.radians(self.model.yaw_deg))
         opened = closing.clone()
         opened[..., GRIPPER] = 0
         rollout = self.model.rollout(z, state, torch.cat([closing, opened], 1))

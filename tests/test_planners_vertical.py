@@ -15,6 +15,7 @@ from armworld.planners.gripper import understood
 from armworld.planners.mpc import AgentConfig, PlanningAgent
 from armworld.planners.objectives import AlignedL1, FinalL1, LatentGoal
 from armworld.planners.registry import make_planner
+from armworld.planners.turning import TurnedModel
 from armworld.planners.vertical import VerticalAgent, VerticalConfig
 from armworld.types import Goal, Observation
 from armworld.worldmodel.model import Rollout
@@ -143,6 +144,20 @@ def test_without_it_the_hand_stays_where_the_image_has_it() -> None:
     )
     frames = drive(agent, lifted(), [0.0, 0.0, 2.0, 0.0], [3.0, 1.0, 0.0], 25)
     assert frames[-1][1, 2] == 0.0 and frames[:, 0, 2].min() > 0.5
+
+
+def test_a_model_whose_axes_are_turned_back_imagines_the_same_grasps() -> None:
+    """What is read is along the model's axes, and so is the way to the object that it imagines."""
+    goal, scores = lifted().observations[0], []
+    for model in (OneObject(), TurnedModel(OneObject(), 90.0)):  # type: ignore[arg-type]
+        agent = make_agent(model=model)  # type: ignore[arg-type]
+        agent.reset(lifted())
+        agent.act(picture([2.5, 1.4, 2.0, 0.0], [3.0, 1.0, 0.0]))
+        hand = HandReading()(torch.from_numpy(goal["left"])[None])
+        latent = LatentGoal(torch.from_numpy(goal["left"])[None])
+        scores.append(agent._imagined_scores(latent, hand, (0.0, 0.06, 0.10)))
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-4)
+    assert int(scores[0].argmin()) == 2
 
 
 def test_an_object_grasped_where_it_stands_is_not_looked_for_below() -> None:
