@@ -287,9 +287,19 @@ AGENTS: dict[str, Entry] = {
 
 def told_camera(model: Any, env: gymnasium.Env | None, camera: str) -> Any:
     """The model, told where the camera stands if it reads that and there is a simulated camera to ask."""
-    reads = getattr(getattr(model, "config", None), "extrinsics", None) is not None
-    pose_of = None if env is None else getattr(env.unwrapped, "extrinsics", None)
-    return model.seen_from(pose_of(camera)) if reads and pose_of is not None else model
+    pose = None if env is None else camera_pose(env, camera)
+    return model.seen_from(pose) if reads_camera(model) and pose is not None else model
+
+
+def reads_camera(model: Any) -> bool:
+    """Whether the model reads where its camera stands."""
+    return getattr(getattr(model, "config", None), "extrinsics", None) is not None
+
+
+def camera_pose(env: gymnasium.Env, camera: str) -> np.ndarray | None:
+    """Where a camera stands in the present episode, [6] (m, rad; base frame); None where it is not simulated."""
+    pose_of = getattr(env.unwrapped, "extrinsics", None)
+    return None if pose_of is None else pose_of(camera)
 
 
 def camera_of(env: gymnasium.Env | None, model: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import gymnasium
 
-from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, make_agent, needs_model
+from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, make_agent, needs_model, reads_camera
 from armworld.evaluation.episodes import EpisodeResult, run_episode
 from armworld.evaluation.files import plain, read_json, write_json
 from armworld.jobs import run_jobs
@@ -116,7 +116,7 @@ class Worker:
     def run(self, cell: Cell, seed: int) -> EpisodeResult:
         """Run, film if asked, and store one episode; its record is written last."""
         env, model = self.open(cell)
-        if getattr(getattr(model, "config", None), "extrinsics", None) is not None:
+        if reads_camera(model):
             env.reset(seed=seed)  # the model is told where the camera stands, which variation moves per episode
         agent = make_agent(cell.agent, env, model, seed, cell.settings)
         recorder = None

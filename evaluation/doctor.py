@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,7 @@ from armworld.evaluation.probing import (
     spearman,
 )
 from armworld.evaluation.report import Page, provenance
-from armworld.evaluation.samples import JOGS, Samples, Travel, gather, travel
+from armworld.evaluation.samples import JOGS, Samples, Travel, gather, per_camera, travel
 from armworld.evaluation.setup import Setup, resolve
 from armworld.planners.objectives import AlignedL1
 from armworld.planners.registry import PLANNERS
@@ -214,7 +215,9 @@ def sensitivity(model: Any, samples: Samples, rng: np.random.Generator) -> dict[
     z, after = samples.z[:, :-1].flatten(0, 1), samples.z[:, 1:].flatten(0, 1)
     state, action = samples.states[:, :-1].reshape(-1, 7), samples.actions.reshape(-1, 7)
     shuffled = action[rng.permutation(len(action))]
-    true, wrong, none = imagine(model, z, state, np.stack([action, shuffled, np.zeros_like(action)], 1)).unbind(1)
+    cameras = None if samples.cameras is None else np.repeat(samples.cameras, samples.actions.shape[1], 0)
+    actions = np.stack([action, shuffled, np.zeros_like(action)], 1)
+    true, wrong, none = per_camera(model, cameras, imagine, z, state, actions).unbind(1)
     move = _l1(after, z)
     return {
         "true_l1": _l1(true, after),
@@ -230,7 +233,7 @@ def action_axes(model: Any, probe: Probe, samples: Samples, held_out: np.ndarray
     chosen = np.flatnonzero(np.isin(samples.moments[:, 0], held_out))
     z, state = _at_moments(samples, chosen)
     jogs = slice(-len(JOGS), None)
-    imagined = imagine(model, z, state, samples.branch_actions[chosen][:, jogs])
+    imagined = _imagine_moments(model, samples, chosen, samples.branch_actions[chosen][:, jogs])
     before = probe(z)[:, None]
     commanded = samples.branch_states[chosen][:, jogs, :3] - state[:, None, :3]
     predicted, encoded = probe(imagined) - before, probe(samples.branch_z[chosen][:, jogs]) - before
@@ -246,9 +249,9 @@ def action_axes(model: Any, probe: Probe, samples: Samples, held_out: np.ndarray
 
 def outcome_ranking(model: Any, samples: Samples) -> dict[str, Any]:
     """Given a true outcome, does its own action have the lowest energy of all candidates from that moment?"""
-    z, state = _at_moments(samples, np.arange(len(samples.moments)))
     candidates = samples.branch_actions.shape[1] - len(JOGS)
-    imagined = imagine(model, z, state, samples.branch_actions[:, :candidates])
+    everywhere = np.arange(len(samples.moments))
+    imagined = _imagine_moments(model, samples, everywhere, samples.branch_actions[:, :candidates])
     ranks = ranking(imagined, samples.branch_z[:, :candidates])
     return {
         "candidates": candidates,
@@ -288,7 +291,8 @@ def drift(model: Any, probe: Probe, far: Travel) -> dict[str, Any]:
     Rollouts longer than the predictor was built for go on from their last imagined frame.
     """
     z, state = far.z, far.states
-    imagined = imagine_far(model, z[:, 0], state[:, 0], far.actions, most_steps(model))
+    run = partial(imagine_far, piece=most_steps(model))
+    imagined = per_camera(model, far.cameras, run, z[:, 0], state[:, 0], far.actions)
     horizons = range(1, z.shape[1])
     return {
         "step_seconds": model.step_seconds,
@@ -325,6 +329,12 @@ def _tensor(array: np.ndarray, model: Any) -> Tensor:
 def _at_moments(samples: Samples, chosen: np.ndarray) -> tuple[Tensor, np.ndarray]:
     episode, step = samples.moments[chosen].T
     return samples.z[episode, step], samples.states[episode, step]
+
+
+def _imagine_moments(model: Any, samples: Samples, chosen: np.ndarray, actions: np.ndarray) -> Tensor:
+    """`imagine` from the chosen moments, each seen from its episode's camera."""
+    cameras = None if samples.cameras is None else samples.cameras[samples.moments[chosen, 0]]
+    return per_camera(model, cameras, imagine, *_at_moments(samples, chosen), actions)
 
 
 def _l1(first: Tensor, second: Tensor) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from armworld.evaluation.picture import figure_png
 from armworld.evaluation.probing import Probe, fit_probe
 from armworld.evaluation.records import names_of, score, study_head, summary, table_row
 from armworld.evaluation.report import Page, provenance
-from armworld.evaluation.samples import Travel, travel
+from armworld.evaluation.samples import Travel, per_camera, travel
 from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
 from armworld.types import check_name
 
@@ -130,8 +131,11 @@ def look_ahead(model: Any, journeys: Travel, rng: np.random.Generator) -> dict[s
     held_out, train = np.sort(order[: max(2, episodes // 4)]), np.sort(order[max(2, episodes // 4) :])
     probe = _probe(journeys, train, rng)
     z, states = journeys.z[held_out], journeys.states[held_out]
-    start = z[:, 0], states[:, 0], journeys.actions[held_out]
-    imagined, stepwise = imagine_far(model, *start, most_steps(model)), imagine_far(model, *start, 1)
+    cameras = None if journeys.cameras is None else journeys.cameras[held_out]
+    imagined, stepwise = (
+        per_camera(model, cameras, partial(imagine_far, piece=piece), z[:, 0], states[:, 0], journeys.actions[held_out])
+        for piece in (most_steps(model), 1)
+    )
     positions = states[:, 1:, :3]
     stranger = torch.roll(z, 1, 0)
 

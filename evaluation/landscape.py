@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from rich.console import Console
 
+from armworld.evaluation.agents import camera_pose, reads_camera
 from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
 from armworld.evaluation.picture import figure_png, tidy
@@ -76,10 +77,12 @@ class Step:
     Attributes:
         images: uint8 [2, H, W, 3], before and after.
         states: float32 [2, 7].
+        camera: float64 [6], where the camera stood (m, rad; base frame); None where nothing tells.
     """
 
     images: np.ndarray
     states: np.ndarray
+    camera: np.ndarray | None = None
 
     @property
     def action(self) -> np.ndarray:
@@ -98,6 +101,8 @@ def landscape(config: LandscapeConfig, console: Console | None = None) -> dict[s
     console = console or Console()
     model = load_world_model(config.model)
     step = load_step(config.data) if config.data else simulate_step(config, model)
+    if step.camera is not None and reads_camera(model):
+        model = model.seen_from(step.camera)
     with single_thread():
         energy = make_objective(config.objective, getattr(model, "readout", None))
         findings = energy_planes(model, step, config.points, config.reach_m, energy)
@@ -149,9 +154,10 @@ def simulate_step(config: LandscapeConfig, model: Any) -> Step:
         before, _ = env.reset(seed=config.seed)
         move = rng.uniform(0.04, 0.07, 3) * rng.choice([-1, 1], 3)
         after, *_ = env.step(np.append(move, np.zeros(4)))
+        pose = camera_pose(env, camera)
     finally:
         env.close()
-    return Step(np.stack([before[camera], after[camera]]), np.stack([before["state"], after["state"]]))
+    return Step(np.stack([before[camera], after[camera]]), np.stack([before["state"], after["state"]]), pose)
 
 
 def energy_planes(

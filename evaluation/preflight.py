@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from armworld.envs.cameras import EXTERIOR, RIGS, intrinsics, project
+from armworld.evaluation.agents import told_camera
 from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.jogging import Jogs, jog, judge, read_jogs
 from armworld.evaluation.preflight_page import Live, preflight_record, print_marks, read_picture, write_page
@@ -115,6 +116,7 @@ def preflight_scene(config: PreflightConfig, console: Console | None = None) -> 
     try:
         with single_thread():
             seen, live = jog_env(env, camera, config.seed)
+            model = told_camera(model, env, camera)
             reference = _reference(config, env, camera)
             findings = read_jogs(model, seen, config.seed)
     finally:

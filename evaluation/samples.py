@@ -5,7 +5,7 @@ Legend: E episodes, T steps, C moments, K actions, N patches, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from armworld.evaluation.agents import camera_of, camera_pose, reads_camera
 from armworld.pose import action_between
 from armworld.types import Observation
 
@@ -35,6 +36,7 @@ class Samples:
         branch_actions: float32 [C, K, 7], as realised: K - 6 random ones, then the six jogs along the axes.
         branch_z: Features [C, K, N, D] that they really led to.
         branch_states: float32 [C, K, 7].
+        cameras: float64 [E, 6], where each episode's camera stood (m, rad; base frame); None where nothing tells.
     """
 
     z: Tensor
@@ -44,6 +46,7 @@ class Samples:
     branch_actions: np.ndarray
     branch_z: Tensor
     branch_states: np.ndarray
+    cameras: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,13 @@ class Travel:
         z: Features [E, T+1, N, D].
         states: float32 [E, T+1, 7].
         actions: float32 [E, T, 7], as realised (from consecutive states).
+        cameras: float64 [E, 6], where each episode's camera stood (m, rad; base frame); None where nothing tells.
     """
 
     z: Tensor
     states: np.ndarray
     actions: np.ndarray
+    cameras: np.ndarray | None = None
 
 
 def travel(env: gymnasium.Env, model: Any, seeds: list[int], steps: int, bound_m: float = 0.075) -> Travel:
@@ -69,17 +74,41 @@ def travel(env: gymnasium.Env, model: Any, seeds: list[int], steps: int, bound_m
         model: World model; only its encoder is used.
         bound_m: Largest translation per axis and step (m).
     """
-    walks = [list(_motion(env, seed, steps, bound_m)) for seed in seeds]
-    return _encoded(model, [observation for walk in walks for observation, _ in walk], (len(seeds), steps + 1))
+    seen, cameras = [], []
+    for seed in seeds:
+        seen += [observation for observation, _ in _motion(env, seed, steps, bound_m)]
+        cameras.append(camera_pose(env, camera_of(env, model)))
+    return _encoded(model, seen, (len(seeds), steps + 1), cameras)
 
 
-def _encoded(model: Any, observations: list[Observation], shape: tuple[int, int]) -> Travel:
+def per_camera(
+    model: Any, cameras: np.ndarray | None, run: Callable[..., Tensor], *arrays: Tensor | np.ndarray
+) -> Tensor:
+    """`run(model, *arrays)`, where a model that reads its camera's place is told that of each row, [rows, 6].
+
+    Args:
+        run: Answers a row for every row of the arrays.
+    """
+    if cameras is None or not reads_camera(model):
+        return run(model, *arrays)
+    poses, owner = np.unique(cameras, axis=0, return_inverse=True)
+    groups = [np.flatnonzero(owner.reshape(-1) == number) for number in range(len(poses))]
+    parts = [
+        run(model.seen_from(pose), *(array[rows] for array in arrays)) for pose, rows in zip(poses, groups, strict=True)
+    ]
+    return torch.cat(parts)[np.argsort(np.concatenate(groups))]
+
+
+def _encoded(
+    model: Any, observations: list[Observation], shape: tuple[int, int], cameras: list[np.ndarray | None]
+) -> Travel:
     camera = next(name for name in observations[0] if name != "state")
     frames = [observation[camera] for observation in observations]
     states = np.stack([observation["state"] for observation in observations]).reshape(*shape, 7)
     z = torch.cat([model.encode(np.stack(frames[i : i + 64])[:, None])[:, 0].cpu() for i in range(0, len(frames), 64)])
     actions = action_between(states[:, :-1], states[:, 1:]).astype(np.float32)
-    return Travel(z.reshape(*shape, *z.shape[1:]), states, actions)
+    told = [pose for pose in cameras if pose is not None]
+    return Travel(z.reshape(*shape, *z.shape[1:]), states, actions, np.stack(told) if told else None)
 
 
 def _motion(
@@ -115,14 +144,15 @@ def gather(
 
     oracle = OracleDynamics(env, model)
     branch_at = {max(1, steps // 3), max(1, 2 * steps // 3)}
-    seen, moments, branches = [], [], []
+    seen, moments, branches, cameras = [], [], [], []
     for episode, seed in enumerate(seeds):
         for step, (observation, rng) in enumerate(_motion(env, seed, steps, bound_m)):
             seen.append(observation)
             if step in branch_at:
                 moments.append((episode, step))
                 branches.append(_branch(oracle, observation["state"], rng, candidates, bound_m))
-    walked = _encoded(model, seen, (len(seeds), steps + 1))
+        cameras.append(camera_pose(env, camera_of(env, model)))
+    walked = _encoded(model, seen, (len(seeds), steps + 1), cameras)
     branch_z, branch_states, branch_actions = (list(part) for part in zip(*branches, strict=True))
     return Samples(
         z=walked.z,
@@ -132,6 +162,7 @@ def gather(
         branch_actions=np.stack(branch_actions),
         branch_z=torch.stack(branch_z),
         branch_states=np.stack(branch_states),
+        cameras=walked.cameras,
     )
 
 
