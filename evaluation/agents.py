@@ -21,10 +21,10 @@ class AgentSettings:
     """How a planning agent plans; None leaves the planner's own default.
 
     Attributes:
-        samples: Candidates per iteration.
-        iterations: Iterations.
-        elites: Candidates that the next iteration is fitted to.
-        horizon: Actions per plan.
+        samples: Candidates per iteration; by default the planner's.
+        iterations: Iterations; by default the planner's.
+        elites: Candidates that the next iteration is fitted to; by default the planner's.
+        horizon: Actions per plan; by default the planner's.
         repeat: Imagined steps that each of them is kept up for.
         execute: Actions executed of each plan (or of a policy's chunk) before looking again.
         context: Frames that the model sees.
