@@ -182,7 +182,6 @@ class ViewServer:
     def __init__(self, stage: Stage, port: int = 0):
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(stage, self))
         self._server.daemon_threads = True
-        self._server.timeout = 0.05
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._wanted: list[tuple[Callable[[], None], threading.Event]] = []
         self._guard = threading.Condition()
