@@ -53,7 +53,8 @@ class ArmEnv(gymnasium.Env):
         cameras: Cameras in the observation: any of "left", "right", "wrist".
         image_size: Height and width of the frames, pixels.
         robot: Gripper: "robotiq_2f85" or "franka_hand".
-        step_seconds: Length of a control step; a multiple of the physics step (0.002 s).
+        step_seconds: Length of a control step; a multiple of the physics step (0.002 s). The action's bounds are per
+            step whatever its length: shorter steps allow faster motion.
         max_steps: Episode length; None: the task's own.
         shadows: Render shadows (slow on a CPU).
         subgoals: Goal images of more of the way than the paper shows: grasp (above, grasped, lifted) and pick_place
