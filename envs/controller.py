@@ -20,7 +20,7 @@ import numpy as np
 from armworld.envs.kinematics import ArmKinematics, ArmNames
 from armworld.pose import apply_action, euler_to_matrix, matrix_to_euler
 
-ACTION_BOUND = np.array([0.075] * 3 + [0.2] * 3 + [1.0])  # m, rad, closedness; per step, made for 0.25 s and not scaled to other steps
+ACTION_BOUND = np.array([0.075] * 3 + [0.2] * 3 + [1.0])  # m, rad, closedness; per step, whatever its length
 POSE_SLIP = (0.01, 0.10)  # m, rad: a commanded pose further than this from the measured one is given up
 GRIPPER_SQUEEZE = 0.25  # closedness that a command may run ahead of the fingers; 0.06 already gives full force
 DOWN_EULER = np.array([np.pi, 0.0, 0.0])  # tool straight down, fingers opening along the base frame's y
