@@ -25,6 +25,7 @@ RECORDS = {
 PICTURES = ("summary.png", "suite.png", "doctor.png", "landscape.png", "sweep.png", "preflight.png")
 HEAD = ("run", "task", "object", "place", "method", "model", "success", "Wilson 95 %", "cm: mean", "median", "s/action")
 PLACE = ("task", "object", "lab", "view")  # what two methods must share to be compared; a view is a sweep's camera
+RULES = {"level": "none", "subgoals": False, "max_steps": None}  # and how; of older runs: these
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def report(config: ReportConfig, console: Console | None = None) -> dict[str, An
     runs = [(folder, find_record(folder)) for folder in config.dirs]
     if not runs:
         raise ValueError("report needs at least one folder of a run")
-    rows = [(str(folder), cell) for folder, record in runs for cell in cells_of(record)]
+    rows = [(str(folder), {**cell, "rules": rules_of(record)}) for folder, record in runs for cell in cells_of(record)]
     comparisons = list(compare(rows))
     page = Page("armworld report", f"{len(runs)} runs: {', '.join(str(folder) for folder, _ in runs)}")
     if rows:
@@ -90,6 +91,12 @@ def cells_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [record, *beside]
 
 
+def rules_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What a run's episodes were played by: `RULES`, as configured."""
+    config = record.get("config") or {}
+    return {key: config.get(key, usual) for key, usual in RULES.items()}
+
+
 def _studied(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The scored cells of a sweep: every camera, plain and with the fitted turn taken out; every planning horizon."""
     where = {key: record[key] for key in ("task", "object", "lab", "step_seconds", "agent", "model")}
@@ -103,10 +110,10 @@ def _studied(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def compare(rows: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """McNemar's test of every pair of different runs or methods that share place and seeds, first against second."""
+    """McNemar's test of all pairs of runs or methods that share place, rules and seeds, first against second."""
     for index, (first_run, first) in enumerate(rows):
         for second_run, second in rows[index + 1 :]:
-            same_place = all(first.get(key) == second.get(key) for key in PLACE)
+            same_place = all(first.get(key) == second.get(key) for key in (*PLACE, "step_seconds", "rules"))
             seeds = [episode["seed"] for episode in first["episodes"]]
             if not same_place or seeds != [episode["seed"] for episode in second["episodes"]]:
                 continue

@@ -14,7 +14,7 @@ sys.path.insert(0, str(TESTS))
 import evaluation_fake as fake  # noqa: E402
 
 from armworld.evaluation import suite  # noqa: E402
-from armworld.evaluation.joining import ReportConfig, compare, report  # noqa: E402
+from armworld.evaluation.joining import ReportConfig, compare, report, rules_of  # noqa: E402
 from armworld.evaluation.plan import PlanConfig, plan  # noqa: E402
 from armworld.evaluation.suite import EvaluateConfig, evaluate  # noqa: E402
 
@@ -103,10 +103,19 @@ def test_report_refuses_what_is_no_run(tmp_path: Path) -> None:
         report(ReportConfig(()))
 
 
-def test_only_equal_seeds_are_compared() -> None:
-    def cell(seeds: list[int], lab: str = "lab1") -> dict:
-        episodes = [{"seed": seed, "success": True} for seed in seeds]
-        return {"task": "t", "object": "o", "lab": lab, "agent": "a", "episodes": episodes}
+def cell(seeds: list[int], lab: str = "lab1", **more: Any) -> dict:
+    episodes = [{"seed": seed, "success": True} for seed in seeds]
+    return {"task": "t", "object": "o", "lab": lab, "agent": "a", "episodes": episodes, **more}
 
+
+def test_only_equal_rules_are_compared() -> None:
+    configs = [{}, {"level": "none", "max_steps": None}, {"level": "full"}, {"subgoals": True}, {"max_steps": 9}]
+    rows = [(str(config), cell([1], rules=rules_of({"config": config}))) for config in configs]
+    rows.append(("slow", cell([1], rules=rules_of({}), step_seconds=0.5)))
+    (pair,) = compare(rows)
+    assert pair["first"] == "a ({})" and "max_steps" in pair["second"]
+
+
+def test_only_equal_seeds_are_compared() -> None:
     assert len(list(compare([("x", cell([1, 2])), ("y", cell([1, 2]))]))) == 1
     assert not list(compare([("x", cell([1, 2])), ("y", cell([1, 3])), ("z", cell([1, 2], "lab2"))]))
