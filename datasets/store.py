@@ -7,6 +7,7 @@ per frame, and `shard-*.npy` [rows, ...] of whole episodes. `packing.py` builds 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,6 +112,14 @@ class Store:
                 mine = owner == shard
                 found[mine] = self._shards[shard][flat[mine] - self._starts[shard]]
         return found.reshape(*np.shape(rows), *self.item_shape)
+
+    def content(self) -> str:
+        """What data this is, wherever it lies: number of frames, and a hash of episodes' names, lengths and states."""
+        digest = hashlib.sha256()
+        for name, rows in zip(self.names, np.diff(self.offsets), strict=True):
+            digest.update(f"{Path(name).name}|{rows}|".encode())
+        digest.update(np.ascontiguousarray(self.states).tobytes())
+        return f"{len(self)} frames, {digest.hexdigest()[:16]}"
 
     def starts(self, frames: int, stride: int = 1, episodes: np.ndarray | None = None) -> np.ndarray:
         """First rows, int64 [n], of all windows of `frames` rows `stride` apart that stay in one episode."""

@@ -271,16 +271,17 @@ def posttrain(config: PosttrainConfig) -> Path:
     modules: dict[str, nn.Module] = {"predictor": predictor}
     if objective.inverse is not None:
         modules["inverse"] = objective.inverse
+    data = {"data": cache.content()}
     run = TrainingRun(
         config.out,
-        config.identity(),
+        {**config.identity(), **data},
         budget,
         modules,
         optimizer,
         generators,
         processes,
         config.save_minutes,
-        defaults_of(config),
+        {**defaults_of(config), **data},  # earlier runs do not tell their data
         config.tensorboard,
     )
     share = processes.share(config.batch)
