@@ -7,9 +7,10 @@ everything took.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -125,13 +126,15 @@ def finish(folder: Path, root: Path, success: bool = False) -> Path:
         task=header["task"],
         details={"deployment": header},
     )
-    target = root / header["lab"] / ("success" if success else "failure") / f"{started:%Y-%m-%d/%Hh%Mm%Ss}-deployment"
+    base = root / header["lab"] / ("success" if success else "failure") / f"{started:%Y-%m-%d/%Hh%Mm%Ss}-deployment"
+    target = next(path for path in _numbered(base) if _is_free(path, header))
     with new_folder(target) as partial:
         staged = write_episode(partial / "staged", episode)
         with h5py.File(staged / "trajectory.h5", "a") as file:
             for key, values in _deployment(chosen).items():
                 file.create_dataset(f"deployment/{key}", data=values)
-        _correct_metadata(staged, header, target.relative_to(root / header["lab"]), staged)
+        number = target.name.removeprefix(base.name)
+        _correct_metadata(staged, header, target.relative_to(root / header["lab"]), number)
         for item in staged.iterdir():
             os.replace(item, partial / item.name)
         for empty in [staged, *list(staged.parents)]:
@@ -139,6 +142,18 @@ def finish(folder: Path, root: Path, success: bool = False) -> Path:
                 break
             empty.rmdir()
     return target
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """The path, then with -2, -3 ... behind its name."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+
+
+def _is_free(folder: Path, header: Mapping[str, Any]) -> bool:
+    """Whether this episode may lie in `folder`: nothing is there, or the same episode, finished before."""
+    found = list(folder.glob("metadata_*.json"))
+    return not found or json.loads(found[0].read_text())["deployment"] == plain(dict(header))
 
 
 def _minutes(moment: datetime) -> int:
@@ -178,7 +193,7 @@ def _is_action(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 7 and all(isinstance(v, int | float) for v in value)
 
 
-def _correct_metadata(folder: Path, header: Mapping[str, Any], relative: Path, staged: Path) -> None:
+def _correct_metadata(folder: Path, header: Mapping[str, Any], relative: Path, number: str) -> None:
     """What the writer of simulated episodes assumes, set right for this one."""
     (path,) = folder.glob("metadata_*.json")
     metadata = json.loads(path.read_text())
@@ -188,7 +203,7 @@ def _correct_metadata(folder: Path, header: Mapping[str, Any], relative: Path, s
             metadata[key] = str(relative) + value.removeprefix(old)
     started = datetime.fromisoformat(header["started"]).astimezone(UTC)
     metadata |= {
-        "uuid": f"{header['lab']}+armworld+{started:%Y-%m-%d-%Hh-%Mm-%Ss}",
+        "uuid": f"{header['lab']}+armworld+{started:%Y-%m-%d-%Hh-%Mm-%Ss}{number}",
         "date": f"{started:%Y-%m-%d}",
         "timestamp": f"{started:%Y-%m-%d-%Hh-%Mm-%Ss}",
         "robot_serial": header["robot"],
