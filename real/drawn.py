@@ -35,12 +35,14 @@ class Drawn:
         goal: Sub-goals with states [7], and their budgets.
         start: State [7] that the arm drives to; None leaves it where it is.
         object_at: Where the object stands: x, y, z (m) and yaw (rad); None leaves it where it is.
+        bystander_at: Where another object stands, the same way, that the task's pictures show; None for none.
         target: Where its origin shall end [3] (m); None where the object does not matter.
     """
 
     goal: Goal
     start: np.ndarray | None = None
     object_at: np.ndarray | None = None
+    bystander_at: np.ndarray | None = None
     target: np.ndarray | None = None
 
 
@@ -100,7 +102,9 @@ def draw_task(
     finally:
         env.close()
     draws = info["draws"]
-    return Drawn(info["goal"], np.array(draws["start_state"]), np.array(draws["objects"][object_name]), target)
+    objects = {name: np.array(place) for name, place in draws["objects"].items()}
+    bystander = next((place for name, place in objects.items() if name != object_name), None)
+    return Drawn(info["goal"], np.array(draws["start_state"]), objects[object_name], bystander, target)
 
 
 def set_up(drawn: Drawn, driver: Driver, robot: SimulatedRobot, name: str) -> None:
@@ -110,6 +114,8 @@ def set_up(drawn: Drawn, driver: Driver, robot: SimulatedRobot, name: str) -> No
     if drawn.object_at is not None:
         x, y, z, yaw = drawn.object_at
         robot.place_object(np.array([x, y, z]), float(yaw))
+    if drawn.bystander_at is not None:
+        robot.show_bystander(drawn.bystander_at)
 
 
 def judge(task: str, target: np.ndarray, stood_m: float, robot: SimulatedRobot) -> Verdict:

@@ -16,6 +16,7 @@ JOINTS = slice(4, 11)
 OBJECT = slice(11, 18)  # position and quaternion (w, x, y, z)
 PLACE = slice(18, 25)  # where the object is asked to stand, the same way
 ASKED, PLACED = 25, 26  # the latest placement that was asked for, and the latest that was done
+BYSTANDER = slice(27, 32)  # of another object: 1 if it is there, position and yaw
 CAMERA_HEADER = 2  # frame id, capture time
 
 
@@ -95,6 +96,15 @@ class SharedBlock:
     def placement(self) -> tuple[int, np.ndarray]:
         """The latest placement that was asked for: its number (0: none yet) and pose [7]."""
         return int(self._head[ASKED]), np.array(self._head[PLACE])
+
+    def show_bystander(self, place: np.ndarray) -> None:
+        """Draw another object standing at x, y, z (m) and yaw (rad) [4]."""
+        self._head[BYSTANDER] = [1.0, *place]
+
+    def bystander(self) -> np.ndarray | None:
+        """Where another object stands: x, y, z (m) and yaw (rad) [4]; None where there is none."""
+        there, *place = np.array(self._head[BYSTANDER])
+        return np.array(place) if there else None
 
     def write_frame(self, camera: int, image: np.ndarray, time_s: float) -> None:
         number = int(self._frames[camera, 0]) + 1

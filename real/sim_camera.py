@@ -15,7 +15,9 @@ import numpy as np
 from armworld.real.sim_block import RobotSample, SharedBlock
 from armworld.real.sim_hand import closedness_at
 from armworld.real.sim_server import _end_with_parent, parse
+from armworld.sim_assets.catalog import OBJECTS
 
+AWAY = (0.0, 0.0, -5.0, 0.0)  # under the floor
 GRIPPER_STEPS = 100  # physics steps of 2 ms after which the drawn gripper stands at its new opening
 
 
@@ -27,7 +29,8 @@ class Twin:
         from armworld.envs.simulator import Simulator
 
         self._object = arguments.object
-        objects = (arguments.object,) if arguments.object else ()
+        self._bystander = next((name for name in OBJECTS if name != arguments.object), None)
+        objects = tuple(name for name in (arguments.object, self._bystander) if name)
         size = tuple(arguments.size)
         config = SceneConfig(robot=arguments.robot, lab=arguments.lab, objects=objects)
         self._robot = arguments.robot
@@ -35,8 +38,8 @@ class Twin:
         self._size, self._closed = size, -1.0
         self._scene.reset()
 
-    def pose(self, sample: RobotSample) -> None:
-        """Arm, gripper and object as in the sample."""
+    def pose(self, sample: RobotSample, bystander: np.ndarray | None = None) -> None:
+        """Arm, gripper and object as in the sample, another object at x, y, z (m) and yaw (rad) [4] or out of sight."""
         import mujoco
 
         scene, closed = self._scene, closedness_at(sample.width_m, self._robot)
@@ -50,6 +53,10 @@ class Twin:
         if self._object:
             joint = scene.data.joint(self._object)
             joint.qpos[:], joint.qvel[:] = sample.object_pose, 0
+        if self._bystander:
+            x, y, z, yaw = AWAY if bystander is None else bystander
+            joint = scene.data.joint(self._bystander)
+            joint.qpos[:], joint.qvel[:] = [x, y, z, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)], 0
         scene.set_arm(sample.joints)
 
     def draw(self, camera: str) -> np.ndarray:
@@ -68,7 +75,7 @@ def serve(arguments: argparse.Namespace) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         started = time.monotonic()
-        twin.pose(block.read_robot())
+        twin.pose(block.read_robot(), block.bystander())
         for i, name in enumerate(arguments.cameras):
             block.write_frame(i, twin.draw(name), started)
         time.sleep(max(0.001, 1 / arguments.rate_hz - (time.monotonic() - started)))

@@ -105,6 +105,13 @@ class SimulatedRobot:
                 raise DeviceLost("the simulated robot did not put its object anywhere: is its process alive?")
             time.sleep(0.01)
 
+    def show_bystander(self, place: np.ndarray) -> None:
+        """Stand another object of the catalogue at x, y, z (m) and yaw (rad) [4], as the simulation's tasks do.
+
+        It is seen and cannot be touched: for the arm's physics it is not there.
+        """
+        self.block.show_bystander(place)
+
     def close(self) -> None:
         """End both processes, frozen or not."""
         for process in (getattr(self, "server", None), getattr(self, "painter", None)):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -12,9 +13,12 @@ from armworld.real import drawn
 from armworld.real.agents import ServoAgent, agent_settings, build_agent
 from armworld.real.cameras import Framing
 from armworld.real.deploy import DeployConfig
+from armworld.real.drawn import draw_task
 from armworld.real.goals import load_goal, save_goal
-from armworld.real.sim_block import RobotSample
-from armworld.real.sim_hand import CLOSEDNESS, closedness_at
+from armworld.real.sim_block import RobotSample, SharedBlock
+from armworld.real.sim_camera import Twin
+from armworld.real.sim_hand import CLOSEDNESS, OPENING_M, closedness_at
+from armworld.real.sim_server import parse
 from armworld.types import Goal
 
 DOWN = np.array([0.45, 0.0, 0.35, np.pi, 0.0, 0.0, 0.0])
@@ -166,3 +170,25 @@ def test_a_drawn_task_is_that_of_the_simulation_with_the_same_seed() -> None:
     for mine, theirs in zip(task.goal.observations, info["goal"].observations, strict=True):
         np.testing.assert_array_equal(mine["left"], theirs["left"])
         np.testing.assert_array_equal(mine["state"], theirs["state"])
+
+
+@pytest.mark.parametrize("name", ["cup", "box"])
+def test_the_simulated_robots_cameras_see_what_the_tasks_pictures_show(tmp_path: Path, name: str) -> None:
+    """At the start of a drawn task its picture is the environment's, and the other object is in it."""
+    env: Any = gymnasium.make("armworld/PickPlace-v0", object=name, image_size=96, disable_env_checker=True)
+    observation, _ = env.reset(seed=3)
+    simulator = env.unwrapped.simulator
+    drawn = draw_task("pick_place", name, "lab1", "left", 96, 0.25, 3, False)
+    assert drawn.bystander_at is not None
+    block = SharedBlock.create(tmp_path / "block", ("left",), (96, 96))
+    assert block.bystander() is None
+    block.show_bystander(drawn.bystander_at)
+    twin = Twin(parse(["--block", str(tmp_path / "block"), "--size", "96", "96", "--object", name]))
+    joints = simulator.data.qpos[simulator.kinematics.qpos_index]
+    sample = RobotSample(joints, float(OPENING_M[0]), simulator.data.joint(name).qpos, 0.0)
+    seen = {}
+    for case, bystander in (("with", block.bystander()), ("without", None)):
+        twin.pose(sample, bystander)
+        seen[case] = np.abs(twin.draw("left").astype(float) - observation["left"]).mean()
+    env.close()
+    assert seen["with"] < 0.05 and seen["without"] > 0.2, seen
