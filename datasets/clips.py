@@ -7,6 +7,7 @@ video header (DROID's headers say 60 fps over frames taken at 15 Hz). A damaged 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -155,12 +156,15 @@ def load_frames(
 ) -> Store:
     """All frames, decoded once and kept packed: `.array()` is uint8 [F, H, W, 3], memory-mapped.
 
-    The store lies in `out`, by default in `.cache/` of the (first) dataset folder; built where missing or outdated.
+    The store lies in `out`, by default in `.cache/` of the (first) dataset folder, of several folders under a name of
+    their own; built where missing or outdated.
     """
     folders = episode_folders(source)
-    first = Path(source) if isinstance(source, str | Path) else Path(source[0])
-    root = first.parent if first.suffix == ".csv" else first
-    out = out or root / ".cache" / f"frames-{camera}-{image_size or 'native'}"
+    sources = [Path(source)] if isinstance(source, str | Path) else [Path(item) for item in source]
+    root = sources[0].parent if sources[0].suffix == ".csv" else sources[0]
+    together = "|".join(str(item.resolve()) for item in sources)
+    mark = f"-{hashlib.sha256(together.encode()).hexdigest()[:8]}" if len(sources) > 1 else ""
+    out = out or root / ".cache" / f"frames-{camera}-{image_size or 'native'}{mark}"
     key = {"values": "frames", "image_size": image_size}
     whole = sum(len(read_trajectory(folder)) for folder in folders)  # one shard: a single memory map
 

@@ -162,12 +162,18 @@ def _play(env: gymnasium.Env, agent: Agent, seed: int, recorder: Recorder | None
 
 
 def _guard(reason: str, call: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Call, turning any exception into a failed episode (an interrupt passes)."""
+    """Call, turning any exception into a failed episode, but for interrupts and a lack of memory."""
     try:
         return call(*arguments, **keywords)
     except Exception as error:
+        if _out_of_memory(error) or _out_of_memory(error.__cause__):
+            raise
         text = " ".join(str(error).split())[:300]
         raise _Failure(f"{reason}: {type(error).__name__}: {text}") from error
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # the latter is torch's
 
 
 def _timed_action(agent: Agent, observation: Observation, trace: _Trace) -> np.ndarray:

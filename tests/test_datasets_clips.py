@@ -121,6 +121,15 @@ def test_packed_frames_equal_the_videos(tmp_path: Path) -> None:
     assert tree_bytes(tmp_path / ".cache") == before
 
 
+def test_frames_of_several_folders_lie_apart_from_the_firsts_own(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "a", 1, rows=7)
+    for seed in (1, 2):
+        write_episode(tmp_path / "b", make_episode(seed, rows=7))
+    alone, both = load_frames(tmp_path / "a"), load_frames([tmp_path / "a", tmp_path / "b"])
+    assert (len(alone), len(both)) == (7, 21) and alone.folder != both.folder
+    assert load_frames([tmp_path / "a"]).folder == alone.folder
+
+
 def test_packed_frames_follow_the_dataset(tmp_path: Path) -> None:
     write_dataset(tmp_path, 2, rows=7)
     load_frames(tmp_path)

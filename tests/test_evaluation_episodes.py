@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
@@ -62,6 +63,17 @@ def test_a_model_that_reads_the_cameras_place_is_told_that_of_its_episode(tmp_pa
     monkeypatch.setattr("armworld.evaluation.cells.model_identity", lambda name: {"name": name})
     results = run_episodes(Cell(fake.ID, {}, "told", tmp_path, "somewhere"), [1, 2, 3])
     assert told == [result.draws["target"] for result in results]
+
+
+def test_too_little_memory_is_the_set_ups_fault_and_no_episodes(env) -> None:
+    def act(i, o, t):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError as error:
+            raise ValueError("Load the model with a smaller memory_mb") from error
+
+    with pytest.raises(ValueError, match="smaller memory_mb"):
+        run_episode(env, Scripted(act), 3)
 
 
 def test_success_needs_the_end_and_the_dwell(env) -> None:
