@@ -13,8 +13,6 @@ SHORTER = {  # what a reader would run for minutes or hours
     "--agent cem --episodes 100 ": "--agent cem --episodes 2 ",
     "--episodes 10 ": "--episodes 1 ",
     "--episodes 100 ": "--episodes 40 ",
-    "2000000-2000009": "2000000-2000000",
-    "2000000-2000049": "2000000-2000000",
     "--objects cup,box": "--objects cup",
     "--agents cem,hold,random,expert": "--agents cem,expert",
     "--minutes 30": "--steps 2",
@@ -47,6 +45,7 @@ def test_the_readmes_commands_run(tmp_path):
     for command in commands():
         for long, short in SHORTER.items():
             command = command.replace(long, short)
+        command = re.sub(r"--seeds (\d+)-\d+", r"--seeds \1-\1", command)
         arguments = [sys.executable, "-m", *shlex.split(command)]
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
