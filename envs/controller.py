@@ -46,7 +46,7 @@ class Workspace:
         clipped[:3] = np.clip(state[:3], self.low, self.high)
         rotation = euler_to_matrix(state[3:6])
         axis = rotation[:, 2]
-        tilt = np.arccos(-axis[2])
+        tilt = np.arccos(min(max(-axis[2], -1.0), 1.0))
         if tilt > self.max_tilt:
             turn = np.cross(axis, [0.0, 0.0, -1.0])
             turn *= (tilt - self.max_tilt) / max(np.linalg.norm(turn), 1e-9)

@@ -123,4 +123,4 @@ class ArmKinematics:
         inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + self._damping)
         rest = self._gain * (HOME_QPOS - q)
         step = inverse @ error + rest - inverse @ (jacobian @ rest)
-        return step * min(1.0, 0.5 / max(map(abs, step.tolist())))
+        return step * min(1.0, 0.5 / max(1e-9, *map(abs, step.tolist())))
