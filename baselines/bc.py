@@ -216,11 +216,18 @@ def train(config: BCTrainConfig) -> Path:
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     modules: dict[str, nn.Module] = {"policy": policy, "average": average}
     budget = Budget(config.steps, config.minutes)
-    data = {"data": [store.content() for store in sources.train.stores]}
-    settings = {**config.identity(), **data}
+    data = [store.content() for store in sources.train.stores]
     run = TrainingRun(
-        config.out, settings, budget, modules, optimizer, generators, processes, config.save_minutes, data
-    )  # `data` again: earlier runs do not tell theirs
+        config.out,
+        config.identity(),
+        budget,
+        modules,
+        optimizer,
+        generators,
+        processes,
+        config.save_minutes,
+        data=data,
+    )
     began = time.process_time()
     for step in run.steps():
         run.set_cosine_rate(config.learning_rate, config.warmup)

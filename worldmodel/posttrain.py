@@ -271,18 +271,18 @@ def posttrain(config: PosttrainConfig) -> Path:
     modules: dict[str, nn.Module] = {"predictor": predictor}
     if objective.inverse is not None:
         modules["inverse"] = objective.inverse
-    data = {"data": cache.content()}
     run = TrainingRun(
         config.out,
-        {**config.identity(), **data},
+        config.identity(),
         budget,
         modules,
         optimizer,
         generators,
         processes,
         config.save_minutes,
-        {**defaults_of(config), **data},  # earlier runs do not tell their data
+        defaults_of(config),
         config.tensorboard,
+        cache.content(),
     )
     share = processes.share(config.batch)
     for step in run.steps():

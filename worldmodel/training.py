@@ -141,18 +141,21 @@ class TrainingRun:
         save_minutes: float,
         defaults: Mapping[str, Any] | None = None,
         tensorboard: bool = False,
+        data: str | list[str] | None = None,
     ) -> None:
         """Open the folder and restore what it holds.
 
         Args:
             defaults: Values that settings have in folders of earlier versions, which do not name them.
             tensorboard: Also log to `out/tensorboard`.
+            data: What it trains on (`Store.content`): a setting like the others, but that earlier versions do not name.
 
         Raises:
             ValueError: A run of other settings is there, or another process trains there now.
         """
-        self.defaults = dict(defaults or {})
-        self.out, self.settings, self.budget = out, settings, budget
+        told = {} if data is None else {"data": data}
+        self.defaults = {**(defaults or {}), **told}
+        self.out, self.settings, self.budget = out, {**settings, **told}, budget
         self.modules, self.optimizer, self.processes = modules, optimizer, processes
         self.numpy_rng, self.torch_rng = generators
         self.save_seconds = 60 * save_minutes
