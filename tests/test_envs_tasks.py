@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from armworld.envs.base import ArmEnv
+from armworld.envs.experts import make_expert
 from armworld.envs.layout import flange_state
 from armworld.envs.scripts import carry_phases, grasp_phases, play, up
 from armworld.envs.tasks import film, held
@@ -285,3 +286,20 @@ def test_more_subgoals_of_the_same_pick_and_place() -> None:
     above, grasped, _, placed, clear = (observation["state"] for observation in more.observations)
     assert above[2] > grasped[2] + 0.03 and above[6] < 0.05 < grasped[6]
     assert clear[2] > placed[2] + 0.05 and np.linalg.norm(clear[:2] - placed[:2]) < 0.02
+
+
+@pytest.mark.parametrize("task", ["reach", "grasp", "reach_with_object"])
+def test_a_goal_is_what_the_expert_leaves(task: str) -> None:
+    """Playing the expert from the start, and holding for a step, shows the goal's image and state, to the bit."""
+    env = ArmEnv(task, object="box", image_size=64)
+    observation, info = env.reset(seed=4)
+    expert = make_expert(env)
+    expert.reset(info["goal"])
+    while True:
+        action = expert.act(observation)
+        observation, *_ = env.step(action)
+        if expert.phase == "hold":
+            break
+    goal = info["goal"].observations[-1]
+    assert np.array_equal(observation["left"], goal["left"]) and np.array_equal(observation["state"], goal["state"])
+    env.close()
