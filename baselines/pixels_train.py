@@ -148,7 +148,15 @@ def train(config: PixelTrainConfig) -> Path:
     modules: dict[str, nn.Module] = {"network": network}
     budget = Budget(config.steps, config.minutes)
     run = TrainingRun(
-        config.out, config.identity(), budget, modules, optimizer, generators, processes, config.save_minutes
+        config.out,
+        config.identity(),
+        budget,
+        modules,
+        optimizer,
+        generators,
+        processes,
+        config.save_minutes,
+        data=[store.content() for store in stores],
     )
     began = time.process_time()
     for step in run.steps():

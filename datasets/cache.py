@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armworld.datasets.features import FeatureCache, build_feature_cache, encoder_hash
+from armworld.datasets.features import FeatureCache, build_feature_cache, encoder_hash, feature_key
 from armworld.datasets.packing import SHARD_FRAMES
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.posttrain import open_encoder
@@ -105,11 +105,10 @@ def cache(config: CacheConfig) -> FeatureCache:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
     encoder = open_encoder(config.encoder, config.image_size, config.seed)
-    name, size = encoder_hash(encoder), encoder.config.image_size[0]
+    key = feature_key(encoder, config.layers, config.dtype)
     encode = FrozenEncoder(
-        config.encoder, config.image_size, config.seed, name, config.layers, config.device, config.dtype
+        config.encoder, config.image_size, config.seed, key["encoder"], config.layers, config.device, config.dtype
     )
-    key = {"encoder": name, "layers": config.layers, "image_size": size}
     made = build_feature_cache(
         config.data, encode, key, Path(config.out), config.batch,
         camera=config.camera, shard_frames=config.shard_frames, processes=config.workers, ray=config.ray,

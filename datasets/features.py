@@ -1,6 +1,6 @@
 """The frozen-feature cache: an encoder runs once over a dataset, training reads float16 features.
 
-The cache is keyed by a hash of the encoder's weights and by the transform (image size, normalisation), so that
+The cache is keyed by a hash of the encoder's weights and by the transform (image size, precision), so that
 features of another encoder are never taken for this one's.
 """
 
@@ -20,6 +20,7 @@ from armworld.datasets.droid import find_episodes
 from armworld.datasets.packing import SHARD_FRAMES, Encode, build_store
 from armworld.datasets.store import Store
 from armworld.planners.turning import camera_azimuth, turn_states
+from armworld.worldmodel.encoder import Encoder
 
 
 def encoder_hash(module: nn.Module) -> str:
@@ -30,6 +31,18 @@ def encoder_hash(module: nn.Module) -> str:
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def feature_key(encoder: Encoder, layers: int | None, dtype: str) -> dict[str, Any]:
+    """What an encoder's features depend on beside the frames: weights, depth, image size and precision.
+
+    Args:
+        encoder: Frozen.
+        layers: Encoder blocks used; None for all.
+        dtype: Precision in which it runs: float32 or bfloat16.
+    """
+    size = encoder.config.image_size[0]
+    return {"encoder": encoder_hash(encoder), "layers": layers, "image_size": size, "precision": dtype}
 
 
 def build_feature_cache(

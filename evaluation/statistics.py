@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,24 +72,3 @@ def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
     mean = float(array.mean())
     half = float(stats.t.ppf(0.5 + confidence / 2, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
     return mean, mean - half, mean + half
-
-
-def bootstrap_interval(
-    values: Sequence[float] | np.ndarray,
-    rng: np.random.Generator,
-    statistic: Callable[..., np.ndarray] = np.mean,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic (`np.mean`, `np.median` ... with an `axis` argument).
-
-    Args:
-        values: float [n], at least one finite value each.
-        rng: Source of the resampling, so that a report is reproducible.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
-        raise ValueError(f"bootstrap needs a non-empty 1-D array of finite values, got shape {array.shape}")
-    picks = rng.integers(0, array.size, size=(resamples, array.size))
-    low, high = np.quantile(statistic(array[picks], axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

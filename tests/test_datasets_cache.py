@@ -93,6 +93,8 @@ def test_the_command_makes_what_training_opens(data: Path, tmp_path: Path, capsy
     encoder = open_encoder("random:debug", 64, 0)
     with exclusive(tmp_path / "c"):  # shards of another size than training makes itself are as good
         assert len(open_features(encoder, [data], tmp_path / "c", "left", None, "bfloat16")) == 72
+    with pytest.raises(ValueError, match="float32"):
+        open_features(encoder, [data], tmp_path / "c", "left", None, "float32")
     opened = FeatureCache(tmp_path / "c", {"encoder": made.key["encoder"], "layers": None})
     frames = datasets_helpers.smooth_frames(12, 64)
     direct = encoder.encode_frames(frames[:, None])[:, 0].detach().numpy()
@@ -103,9 +105,10 @@ def test_the_command_makes_what_training_opens(data: Path, tmp_path: Path, capsy
 
 def test_weights_that_change_meanwhile_are_noticed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from armworld.datasets import cache as module
+    from armworld.datasets import features
 
-    hashes = iter(["first", "second"])
-    monkeypatch.setattr(module, "encoder_hash", lambda encoder: next(hashes))
+    monkeypatch.setattr(features, "encoder_hash", lambda encoder: "first")
+    monkeypatch.setattr(module, "encoder_hash", lambda encoder: "second")
     with pytest.raises(ValueError, match="changed while its features were made: second now, first at the start"):
         cache(CacheConfig((data,), "random:debug", tmp_path / "c", image_size=64, workers=1))
 

@@ -1,12 +1,11 @@
 """Intervals and tests against scipy and published values."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from armworld.evaluation.statistics import bootstrap_interval, mcnemar_exact, wilson_interval
+from armworld.evaluation.statistics import mcnemar_exact, wilson_interval
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.99))
@@ -39,15 +38,3 @@ def test_mcnemar_counts_discordant_pairs_only() -> None:
     assert mcnemar_exact(first, first).p_value == 1.0
     with pytest.raises(ValueError, match="1 and 2"):
         mcnemar_exact([True], [True, False])
-
-
-def test_bootstrap_covers_the_mean_and_repeats() -> None:
-    values = np.random.default_rng(1).normal(3.0, 1.0, 200)
-    low, high = bootstrap_interval(values, np.random.default_rng(2))
-    half = 1.96 * values.std() / np.sqrt(200)
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
-    assert bootstrap_interval(values, np.random.default_rng(2)) == (low, high)
-    median = bootstrap_interval(values, np.random.default_rng(2), np.median)
-    assert median[0] <= np.median(values) <= median[1]
-    with pytest.raises(ValueError, match="non-empty"):
-        bootstrap_interval([], np.random.default_rng(0))

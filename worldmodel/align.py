@@ -125,6 +125,7 @@ def align(config: AlignConfig) -> Path:
         Processes(),
         config.save_minutes,
         defaults_of(config),
+        data=cache.content(),
     )
     for step in run.steps():
         run.set_cosine_rate(config.learning_rate, 100)

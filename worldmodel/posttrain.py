@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armworld.datasets.features import FeatureCache, FeatureClips, build_feature_cache, encoder_hash
+from armworld.datasets.features import FeatureCache, FeatureClips, build_feature_cache, encoder_hash, feature_key
 from armworld.pose import action_between
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
@@ -190,8 +190,7 @@ def open_features(
         with precision(device, dtype):
             return encoder.encode_frames(frames[:, None], layers)[:, 0].float().cpu()
 
-    key = {"encoder": encoder_hash(encoder), "layers": layers, "image_size": encoder.config.image_size[0]}
-    return build_feature_cache(data, encode, key, folder, camera=camera)
+    return build_feature_cache(data, encode, feature_key(encoder, layers, dtype), folder, camera=camera)
 
 
 def predictor_config(config: PosttrainConfig, encoder: Encoder, states: np.ndarray) -> ACPredictorConfig:
