@@ -61,7 +61,9 @@ class AgentSettings:
         oracle_planner: The planner that `oracle` uses.
         ensemble: Policies: mean over the chunks predicted so far, weighted exp(-ensemble * age); none for no mean.
         axes_yaw: Planners: known turn of the model's axes about the vertical (degrees), taken out of every action.
-        calibrate: Planners: random moves at the episode's start from which that turn is fitted; they cost steps.
+        reading_map: Servo: 12 numbers, a row-major [3, 4]: the affine map from read to true positions of the hand (m).
+        calibrate: Planners: random moves at the episode's start from which that turn is fitted, and servo's map of
+            readings; they cost steps.
     """
 
     samples: int | None = None
@@ -95,18 +97,17 @@ class AgentSettings:
     oracle_planner: str = "cem"
     ensemble: float | None = None
     axes_yaw: float | None = None
+    reading_map: tuple[float, ...] | None = None
     calibrate: int | None = None
 
-    def planner_settings(self, published: bool = False) -> dict[str, Any]:
-        """The settings that `planners.registry.make_planner` takes, without those left at their defaults."""
-        space: dict[str, Any] = {} if published else {"stroke": True}
+    def planner_settings(self, planner: str) -> dict[str, Any]:
+        """What `planners.registry.make_planner` takes for that planner, without settings left at their defaults."""
+        space: dict[str, Any] = {} if planner == "cem_published" else {"stroke": True}
         space |= {"max_position": self.max_position, "max_norm": self.max_norm, "max_gripper": self.max_gripper}
         space |= {"max_yaw": self.max_yaw, "gripper_deadband": self.gripper_deadband}
-        settings: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("samples", "iterations", "elites", "horizon", "repeat", "hold_margin")
-            if getattr(self, name) is not None
-        }
+        search = ("samples", "iterations", "elites", "horizon", "repeat", "hold_margin")
+        names = ("reading_map", "hold_margin") if planner == "servo" else search  # which searches nothing
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         space = {name: value for name, value in space.items() if value is not None}
         return settings | ({"space": space} if space else {})
 
@@ -235,7 +236,7 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
         agent = planning_agent(
             settings,
             model,
-            make_planner(name, **settings.planner_settings(published)),
+            make_planner(name, **settings.planner_settings(name)),
             objective,
             camera=camera_of(env, model),
             generator=torch.Generator().manual_seed(agent_seed(seed)),
@@ -277,6 +278,7 @@ AGENTS: dict[str, Entry] = {
     "mppi": Entry(_planning("mppi"), True, "path-integral weights over all samples"),
     "gradient": Entry(_planning("gradient"), True, "Adam through the predictor from several starts"),
     "random_shooting": Entry(_planning("random"), True, "best of many uniform plans"),
+    "servo": Entry(_planning("servo"), True, "straight to the hand read in the goal, nothing imagined"),
     "pixels": Entry(_planning("cem"), True, "cross-entropy method on a world model of pixels", _pixel_model),
     "octo": Entry(_policy, True, "Octo-style behaviour cloning, from scratch", _trained_policy),
     "features_bc": Entry(_policy, True, "behaviour cloning on a frozen encoder's features", _trained_policy),

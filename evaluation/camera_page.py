@@ -54,7 +54,7 @@ def write_page(out: Path, record: Mapping[str, Any], pictures: Mapping[str, byte
     page.heading("The views").raw(gallery(rows, varying, pictures))
     page.heading("Numbers").table(*_table(rows, varying))
     if any("corrected" in row for row in rows):
-        page.heading("With the fitted turn taken out").table(*_corrected(rows, varying))
+        page.heading("Corrected by what the moves told").table(*_corrected(rows, varying))
     provenance(page, record)
     write_bytes(out / "sweep.png", sky)
     page.write(out / "index.html")

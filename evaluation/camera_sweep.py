@@ -38,12 +38,13 @@ class SweepEpisodes:
         object: cup, box or bottle.
         lab: lab1 or lab2.
         agent: Who drives the arm: hold, random, expert, cem, cem_published, cem_adam, icem, mppi, gradient,
-            random_shooting, oracle, pixels, octo, features_bc, sac.
+            random_shooting, servo, oracle, pixels, octo, features_bc, sac.
         episodes: Episodes per camera; their seeds are seed, seed + 1, ..., the same at every camera.
         seed: First episode's seed.
         seeds: Seeds as A-B, A,B,C or a file with one per line, in place of `episodes` and `seed`.
-        moves: Random moves from which the turn of the model's axes is fitted at every camera.
-        correct: Run the episodes a second time with that turn taken out of the model's actions.
+        moves: Random moves from which the turn of the model's axes is fitted at every camera, and for servo the map of
+            its readings.
+        correct: Run the episodes a second time, with that turn taken out of the model's actions, or that map put in.
     """
 
     task: str = "reach"
@@ -105,12 +106,12 @@ def camera_sweep(config: CameraSweep, console: Console | None = None) -> dict[st
     stations = [make_station(config, view) for view in views]
     seeds = config.episode_seeds
     console.print(estimate(config, stations, seeds), soft_wrap=True, highlight=False)
-    turns = look_through(stations, config.workers, config.ray)
+    looks = look_through(stations, config.workers, config.ray)
     runs = run_with_progress([station.cell for station in stations], seeds, config.workers, config.ray)
-    corrected = run_corrected(config, stations, turns, seeds) if config.correct else {}
+    corrected = run_corrected(config, stations, looks, seeds) if config.correct else {}
     rows = [
-        camera_record(station.view, run, turn, corrected.get(station.view.name))
-        for station, run, turn in zip(stations, runs, turns, strict=True)
+        camera_record(station.view, run, found["turn"], corrected.get(station.view.name))
+        for station, run, found in zip(stations, runs, looks, strict=True)
     ]
     record = sweep_record(config, stations, rows)
     pictures = {s.view.name: (s.look.out / "view.jpg").read_bytes() for s in stations}
@@ -131,27 +132,32 @@ def make_station(config: CameraSweep, view: View) -> Station:
     return Station(view, cell, Look(cell, config.moves, LOOK_SEED, folder))
 
 
-def look_through(stations: Sequence[Station], workers: int, ray: str | None = None) -> list[dict[str, Any] | None]:
-    """The turn of the axes at every camera, None where no model imagines anything; stored ones are not redone."""
+def look_through(stations: Sequence[Station], workers: int, ray: str | None = None) -> list[dict[str, Any]]:
+    """What was found at every camera (`look`); stored ones are not redone."""
     jobs = [station.look for station in stations if station.look.stored() is None]
     if jobs:
         run_jobs_with_progress(look, jobs, workers, "cameras", len(stations), ray)
-    return [(station.look.stored() or {})["turn"] for station in stations]
+    return [station.look.stored() or {} for station in stations]
 
 
 def run_corrected(
-    config: CameraSweep, stations: Sequence[Station], turns: Sequence[dict[str, Any] | None], seeds: list[int]
+    config: CameraSweep, stations: Sequence[Station], looks: Sequence[dict[str, Any]], seeds: list[int]
 ) -> dict[str, list[EpisodeResult]]:
-    """The same episodes with each camera's fitted turn taken out, by the view's name."""
-    turned = [(s, turn) for s, turn in zip(stations, turns, strict=True) if turn is not None]
+    """The same episodes with each camera's fit put to use, by the view's name: its turn taken out, or its map."""
+    turned = [(s, found) for s, found in zip(stations, looks, strict=True) if found["turn"] is not None]
     cells = [
-        replace(
-            s.cell, settings=replace(s.cell.settings, axes_yaw=turn["yaw_deg"]), out=s.cell.out.with_name("corrected")
-        )
-        for s, turn in turned
+        replace(s.cell, settings=corrected_settings(s.cell, found), out=s.cell.out.with_name("corrected"))
+        for s, found in turned
     ]
     runs = run_with_progress(cells, seeds, config.workers, config.ray)
     return {s.view.name: run for (s, _), run in zip(turned, runs, strict=True)}
+
+
+def corrected_settings(cell: Cell, found: dict[str, Any]) -> AgentSettings:
+    """The cell's settings with what the look at its camera found."""
+    if found.get("reading_map") is not None:
+        return replace(cell.settings, reading_map=tuple(found["reading_map"]))
+    return replace(cell.settings, axes_yaw=found["turn"]["yaw_deg"])
 
 
 def estimate(config: CameraSweep, stations: Sequence[Station], seeds: Sequence[int]) -> str:

@@ -130,6 +130,6 @@ def _corrected(rows: Rows) -> str:
     gap = rig["success_rate"] - before
     share = f", {100 * (after - before) / gap:.0f} % of the gap to the rig's view" if gap > 0 else ""
     return (
-        f"With the fitted turn taken out, success over the other cameras goes from {100 * before:.0f} to "
+        f"Corrected by what the moves told, success over the other cameras goes from {100 * before:.0f} to "
         f"{100 * after:.0f} %{share}."
     )

@@ -32,7 +32,7 @@ class Episodes:
         object: cup, box or bottle.
         lab: lab1 or lab2.
         agent: Who drives the arm: hold, random, expert, cem, cem_published, cem_adam, icem, mppi, gradient,
-            random_shooting, oracle, pixels, octo, features_bc, sac.
+            random_shooting, servo, oracle, pixels, octo, features_bc, sac.
         episodes: How many; their seeds are seed, seed + 1, ...
         seed: First episode's seed.
         seeds: Seeds as A-B, A,B,C or a file with one per line, in place of `episodes` and `seed`.

@@ -34,7 +34,7 @@ from armworld.evaluation.setup import make_cell, resolve, run_with_progress
 if TYPE_CHECKING:
     from armworld.evaluation.suite import EvaluateConfig, Place
 
-NO_SEARCH = ("hold", "random", "expert", "octo", "features_bc", "sac", "gradient", "random_shooting")
+NO_SEARCH = ("hold", "random", "expert", "octo", "features_bc", "sac", "gradient", "random_shooting", "servo")
 TIME_HEAD = ("at most s/action", "method", "effort", "s/action", "success", "McNemar against the first")
 SUCCESS_HEAD = ("at least", "method", "effort", "s/action", "success", "times the first one's s/action")
 

@@ -1,4 +1,4 @@
-"""Calibration without labels: a few random moves, the turn of the model's axes from them, planning in turned axes.
+"""Calibration without labels: a few random moves, and from them the turn of the model's axes, or what readings mean.
 
 What a user of a real arm would do after putting the camera somewhere: no pose of the camera, no markers, no goal.
 """
@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from armworld.planners.mpc import PlanningAgent
+from armworld.planners.objectives import AlignedL1
+from armworld.planners.servo import Servo
 from armworld.planners.turning import Moves, Turn, TurnedModel, fit_turn
 from armworld.pose import action_between
 from armworld.types import Goal, Observation
 
 MOVE_M, RADIUS_M, RISE_M = 0.06, 0.12, 0.02
+WIDE_M = 0.10  # length of a move through the whole workspace
+WORKSPACE = np.array([[0.36, -0.25, 0.24], [0.62, 0.25, 0.46]])  # m, flange: where reach begins and ends
 
 
 class RandomMoves:
@@ -42,6 +46,28 @@ class RandomMoves:
         return np.array([*step, rise, 0, 0, 0, 0], np.float32)
 
 
+class WideMoves:
+    """Moves through a box towards random places in it: what the calibration of readings is to be good for."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        low: np.ndarray = WORKSPACE[0],
+        high: np.ndarray = WORKSPACE[1],
+        step_m: float = WIDE_M,
+    ) -> None:
+        """The box's corners [3] (m, base frame; flange) and the longest move (m)."""
+        if not (np.asarray(low) < np.asarray(high)).all() or step_m <= 0:
+            raise ValueError(f"expected low < high and step_m > 0, got {low}, {high} and {step_m}")
+        self.rng, self.low, self.high, self.step_m = rng, low, high, step_m
+
+    def next(self, state: np.ndarray) -> np.ndarray:
+        """The next action float32 [7] from the robot state [7]."""
+        way = self.rng.uniform(self.low, self.high) - np.asarray(state, np.float64)[:3]
+        way *= min(1.0, self.step_m / max(float(np.linalg.norm(way)), 1e-9))
+        return np.array([*way, 0, 0, 0, 0], np.float32)
+
+
 def moves_from(z: Tensor, states: np.ndarray) -> Moves:
     """The moves between consecutive frames: features [T+1, N, D] and robot states [T+1, 7]."""
     states = np.asarray(states, np.float32)
@@ -52,12 +78,14 @@ def moves_from(z: Tensor, states: np.ndarray) -> Moves:
 class CalibratingAgent:
     """Begins with random moves, then plans with the model's axes turned back; an `Agent` (armworld.types).
 
-    The moves cost steps of the first episode. The turn is kept for later episodes of the same agent: the camera is
-    taken to stand still.
+    Where the planner is `Servo`, which imagines nothing, the moves go through the whole workspace and what is fitted is
+    its map of readings. The moves cost steps of the first episode. The fit is kept for later episodes of the same
+    agent: the camera is taken to stand still.
 
     Attributes:
-        agent: The planning agent, whose model is replaced by a `TurnedModel` after the moves.
-        turn: What was fitted; None before.
+        agent: The planning agent, whose model is replaced by a `TurnedModel` after the moves (or its planner).
+        turn: The turn that was fitted; None before, and with `Servo`.
+        fitted: Whether the moves are over.
     """
 
     def __init__(self, agent: PlanningAgent, moves: int, rng: np.random.Generator) -> None:
@@ -66,7 +94,8 @@ class CalibratingAgent:
             raise ValueError(f"calibration needs at least 2 moves, got {moves}")
         self.agent, self.moves = agent, moves
         self.turn: Turn | None = None
-        self._random = RandomMoves(rng)
+        self.fitted = False
+        self._random = WideMoves(rng) if isinstance(agent.planner, Servo) else RandomMoves(rng)
         self._frames: list[tuple[np.ndarray, np.ndarray]] = []
 
     def reset(self, goal: Goal) -> None:
@@ -76,7 +105,7 @@ class CalibratingAgent:
 
     def act(self, observation: Observation) -> np.ndarray:
         """A random move while calibrating, else the planned action; float32 [7]."""
-        if self.turn is None:
+        if not self.fitted:
             if self.agent.camera not in observation:
                 return self.agent.act(observation)  # which says what is missing
             self._frames.append((observation[self.agent.camera], observation["state"]))
@@ -88,6 +117,11 @@ class CalibratingAgent:
     def _fit(self) -> None:
         images, states = (np.stack(part) for part in zip(*self._frames, strict=True))
         z = self.agent.model.encode(images[:, None])[:, 0]
-        self.turn = fit_turn(self.agent.model, moves_from(z, states))
-        self.agent.model = TurnedModel(self.agent.model, self.turn.yaw_deg)
-        self._frames = []
+        planner = self.agent.planner
+        if isinstance(planner, Servo):
+            assert isinstance(self.agent.objective, AlignedL1), "Servo asks for it"
+            self.agent.use_planner(Servo(planner.config.calibrated(self.agent.objective.readout(z), states)))
+        else:
+            self.turn = fit_turn(self.agent.model, moves_from(z, states))
+            self.agent.model = TurnedModel(self.agent.model, self.turn.yaw_deg)
+        self.fitted, self._frames = True, []

@@ -152,17 +152,22 @@ class PlanningAgent:
                 "the sub-goal schedule 'arrival', rest and read_gripper need the aligned objective; "
                 "schedules valid without: budget, energy"
             )
-        self.model, self.planner, self.objective = model, planner, objective
-        self._arm_planner = None
-        if self.config.gripper == "last" and planner.config.space.max_gripper:
-            self._arm_planner = copy.copy(planner)
-            space = replace(planner.config.space, max_gripper=0.0)
-            self._arm_planner.config = replace(planner.config, space=space)
+        self.model, self.objective = model, objective
+        self.use_planner(planner)
         self.camera, self.generator, self.device = camera, generator, torch.device(device)
         self.last_plan: Plan | None = None
         self.last_step: StepRecord | None = None
         self.history: list[StepRecord] = []
         self._goals: tuple[LatentGoal, ...] = ()
+
+    def use_planner(self, planner: Planner) -> None:
+        """Plan with `planner` from now on."""
+        self.planner = planner
+        self._arm_planner = None
+        if self.config.gripper == "last" and planner.config.space.max_gripper:
+            self._arm_planner = copy.copy(planner)
+            space = replace(planner.config.space, max_gripper=0.0)
+            self._arm_planner.config = replace(planner.config, space=space)
 
     def reset(self, goal: Goal) -> None:
         """Begin an episode: encode every sub-goal's image. A sub-goal without a state is a picture alone."""

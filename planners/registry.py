@@ -14,6 +14,7 @@ from armworld.planners.plans import ActionSpace
 from armworld.planners.published import published_config
 from armworld.planners.random_shooting import RandomShooting, RandomShootingConfig
 from armworld.planners.sampling import Planner, PlannerConfig
+from armworld.planners.servo import Servo, ServoConfig
 from armworld.types import check_name
 
 
@@ -38,6 +39,7 @@ PLANNERS: dict[str, Entry] = {
     "mppi": Entry(MPPI, MPPIConfig(), "path-integral weights over all samples"),
     "gradient": Entry(GradientPlanner, GradientConfig(), "Adam through the predictor from several starts"),
     "random": Entry(RandomShooting, RandomShootingConfig(), "best of many uniform plans"),
+    "servo": Entry(Servo, ServoConfig(), "straight to the hand read in the goal, nothing imagined"),
 }
 
 _NESTED = {"space": ActionSpace, "refine": AdamConfig, "adam": AdamConfig}

@@ -52,7 +52,7 @@ class DeployConfig(AgentSettings, CellConfig):
 
     Attributes:
         agent: hold, expert (goes to the goal's state), or a planner: cem, cem_published, cem_adam, icem, mppi,
-            gradient, random_shooting.
+            gradient, random_shooting, or servo, which only reads the hand.
         model: World model for planners: a shipped name or a checkpoint's folder.
         task: reach, reach_with_object, grasp or pick_place: planners take its usual settings, as in `armworld plan`.
             With --sim and no --goal it is also what is drawn (all but reach_with_object).

@@ -58,7 +58,7 @@ def run(
 
 
 def test_every_planner_is_tested() -> None:
-    assert set(SMALL) == set(PLANNERS)
+    assert set(SMALL) == set(PLANNERS) - {"servo"}  # which searches no energy: tests/test_planners_servo.py
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -248,7 +248,7 @@ def test_near_cost_shrinks_the_search() -> None:
     assert spread(near_cost=1.0) < 0.4 * spread()
 
 
-@pytest.mark.parametrize("name", sorted(set(PLANNERS) - {"cem_published"}))
+@pytest.mark.parametrize("name", sorted(set(PLANNERS) - {"cem_published", "servo"}))
 def test_repeated_actions_look_further_ahead(name: str) -> None:
     """A goal four full steps away: one action kept up for four steps gets there, and every step of the plan is it."""
     planner = make_planner(name, repeat=4, space={"max_position": 0.1})

@@ -1,0 +1,168 @@
+"""Servoing on readings: the geometry of a step, grippers, and calibration of readings that are turned and stretched."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from armworld.planners.calibrating import WORKSPACE, CalibratingAgent, WideMoves
+from armworld.planners.mpc import AgentConfig, PlanningAgent
+from armworld.planners.objectives import AlignedL1, FinalL1, LatentGoal
+from armworld.planners.plans import GRIPPER, YAW, Plan
+from armworld.planners.registry import make_planner
+from armworld.planners.servo import Servo, fit_reading
+from armworld.pose import apply_action
+from armworld.types import Goal, Observation
+
+START = np.array([0.5, 0.0, 0.3, np.pi, 0.0, 0.0, 0.2])
+
+
+class Reading(torch.nn.Module):
+    """Reads what stands in the first patch."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z[..., 0, :]
+
+
+class Seen:
+    """Features [1, 6]: the hand as it is read, positions put through an affine map. Nothing can be imagined."""
+
+    step_seconds, camera = 0.25, "left"
+
+    def __init__(self, linear: np.ndarray | None = None) -> None:
+        self.linear = torch.as_tensor(np.eye(3) if linear is None else linear, dtype=torch.float32)
+
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
+        state = torch.as_tensor(images, dtype=torch.float32)
+        position = state[..., :3] @ self.linear.T + 0.1
+        yaw = state[..., 5:6]
+        return torch.cat([position, yaw.cos(), yaw.sin(), state[..., 6:]], -1)[..., None, :]
+
+    def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> None:
+        raise AssertionError("servoing imagines nothing")
+
+
+def see(state: np.ndarray) -> Observation:
+    return {"state": state.astype(np.float32), "left": state.astype(np.float32)}
+
+
+def step(planner: Servo, here: np.ndarray, there: np.ndarray, objective: AlignedL1 | None = None) -> Plan:
+    """The plan from one arm state [7] to a goal that shows another."""
+    model = Seen()
+    z, goal = model.encode(here[None, None]), model.encode(there[None])
+    state = torch.as_tensor(here, dtype=torch.float32)[None, None]
+    goal = LatentGoal(goal, torch.as_tensor(there, dtype=torch.float32)[None])
+    objective = objective or AlignedL1(Reading())  # pyright: ignore[reportArgumentType]
+    return planner.plan(model, objective, z, state, goal, generator=torch.Generator())  # pyright: ignore
+
+
+def servo(**settings: object) -> Servo:
+    planner = make_planner("servo", **settings)
+    assert isinstance(planner, Servo)
+    return planner
+
+
+def test_a_step_is_a_share_of_the_way_within_the_bounds() -> None:
+    near, far = START.copy(), START.copy()
+    near[:3] += [0.02, -0.03, 0.01]
+    far[:3] += [0.2, -0.3, 0.1]
+    arm = {"max_gripper": 0.0, "max_position": 0.075}
+    plan = step(servo(gain=0.5, space=arm), START, near)
+    np.testing.assert_allclose(plan.actions[0, 0], [0.01, -0.015, 0.005, 0, 0, 0, 0], atol=1e-6)
+    assert float(plan.cost) == pytest.approx(6.0 * 0.5 * float(np.linalg.norm(near[:3] - START[:3])), abs=1e-5)
+    plan = step(servo(gain=0.5, space=arm), START, far)
+    np.testing.assert_allclose(plan.actions[0, 0, :3], [0.05, -0.075, 0.025], atol=1e-6)  # shorter, not bent
+    assert bool(step(servo(space=arm), START, START).hold)
+
+
+def test_the_shorter_turn_and_the_gripper_as_the_objective_compares_it() -> None:
+    there = START.copy()
+    there[5], there[6] = -3.0, 0.6
+    here = START.copy()
+    here[5] = 3.0
+    space = {"max_yaw": 0.2, "max_gripper": 0.75, "stroke": True}
+    plan = step(servo(gain=1.0, space=space), here, there)
+    assert float(plan.actions[0, 0, YAW]) == pytest.approx(0.2)  # 0.28 rad over pi, not 6 back
+    assert float(plan.actions[0, 0, GRIPPER]) == pytest.approx(0.4)
+    recorded = AlignedL1(Reading(), goal_gripper=True, closed_enough=True)  # pyright: ignore[reportArgumentType]
+    here[6] = 0.9  # fingers that hold an object do not open to correct what was read
+    assert float(step(servo(space=space), here, there, recorded).actions[0, 0, GRIPPER]) == 0
+    exact = replace(recorded, closed_enough=False)
+    assert float(step(servo(space=space), here, there, exact).actions[0, 0, GRIPPER]) == pytest.approx(-0.3)
+
+
+def test_the_map_of_readings_is_found_exactly() -> None:
+    """Positions that were turned, stretched and shifted come back, from a walk through the workspace."""
+    rng = np.random.default_rng(0)
+    linear = rng.normal(size=(3, 3)) + np.eye(3)
+    states = walk(20)
+    read = Seen(linear).encode(states[:, None])[:, 0, 0].numpy()
+    affine = np.reshape(fit_reading(read, states, ridge=0.0), (3, 4))
+    np.testing.assert_allclose(read[:, :3] @ affine[:, :3].T + affine[:, 3], states[:, :3], atol=1e-5)
+    with pytest.raises(ValueError, match=r"T >= 5, got \(4, 6\) and \(4, 7\)"):
+        fit_reading(read[:4], states[:4])
+    with pytest.raises(ValueError, match="finite"):
+        fit_reading(np.full_like(read, np.nan), states)
+
+
+def walk(count: int) -> np.ndarray:
+    moves, state, states = WideMoves(np.random.default_rng(1)), START, [START]
+    for _ in range(count):
+        state = apply_action(state, moves.next(state).astype(np.float64))
+        states.append(state)
+    return np.stack(states)
+
+
+def test_wide_moves_stay_in_their_box_and_fill_it() -> None:
+    places = walk(200)[:, :3]
+    assert (places >= WORKSPACE[0] - 1e-6).all() and (places <= WORKSPACE[1] + 1e-6).all()
+    assert (np.ptp(places, axis=0) > 0.6 * (WORKSPACE[1] - WORKSPACE[0])).all()
+    assert np.linalg.norm(np.diff(places, axis=0), axis=1).max() <= 0.1 + 1e-6
+    with pytest.raises(ValueError, match="low < high"):
+        WideMoves(np.random.default_rng(0), WORKSPACE[1], WORKSPACE[0])
+
+
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_calibrated_readings_lead_to_the_goal_from_a_turned_camera(calibrate: bool) -> None:
+    """Read from a side that turns the hand's way by 150 degrees and doubles it: lost without the map, there with it."""
+    c, s = 2 * math.cos(math.radians(150)), 2 * math.sin(math.radians(150))
+    model = Seen(np.array([[c, -s, 0], [s, c, 0], [0, 0, 2.0]]))
+    planner = servo(space={"max_gripper": 0.0})
+    generator, config = torch.Generator(), AgentConfig()
+    objective = AlignedL1(Reading())  # pyright: ignore[reportArgumentType]
+    planning = PlanningAgent(model, planner, objective, "left", generator, config)  # pyright: ignore
+    agent = CalibratingAgent(planning, 12, np.random.default_rng(0)) if calibrate else planning
+    state, target = START.copy(), START.copy()
+    target[:3] += [0.1, 0.15, -0.05]
+    agent.reset(Goal((see(target),), (30,)))
+    for _ in range(30):
+        state = apply_action(state, agent.act(see(state)).astype(np.float64))
+    distance = float(np.linalg.norm(state[:3] - target[:3]))
+    assert distance < 0.005 if calibrate else distance > 0.1
+    if isinstance(agent, CalibratingAgent):
+        agent.reset(Goal((see(START),), (30,)))  # the camera stands still: no moves again
+        first = agent.act(see(state))
+        assert float(first[:3] @ (START - state)[:3]) > 0 and agent.turn is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gain": 0.0}, "gain must lie in"),
+        ({"horizon": 2}, "one step ahead; got horizon 2"),
+        ({"reading_map": (1.0, 0.0)}, "12 finite numbers"),
+        ({"samples": 8}, "samples"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_planner("servo", **settings)
+
+
+def test_servoing_needs_a_readout() -> None:
+    z, state = torch.zeros(1, 1, 1, 6), torch.zeros(1, 1, 7)
+    with pytest.raises(ValueError, match="needs the aligned objective"):
+        servo().plan(Seen(), FinalL1(), z, state, LatentGoal(z[0]), generator=torch.Generator())  # pyright: ignore
