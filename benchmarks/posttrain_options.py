@@ -1,8 +1,8 @@
-"""What the predictor's optional losses are worth: the same training with and without each, at equal steps and seeds.
+"""What the predictor's options are worth: the same training with and without each, at equal steps and seeds.
 
     python benchmarks/posttrain_options.py --data DIR... --encoder NAME --cache DIR --steps 600 [--seeds 0 1] [--doctor]
 
-Every arm draws the same clips (same seed, data and features), so arms differ by their loss alone. Compared on held-out
+Every arm of the same clip length draws the same clips (same seed, data and features): one lever at a time. Compared on held-out
 episodes: the gain (1 - one-step L1 / L1 of copying), and the share of the error that the right action takes away;
 core seconds tell what an option costs. Arms that are done are skipped.
 """
@@ -21,6 +21,7 @@ from rich.table import Table
 
 from armworld.evaluation.doctor import DoctorConfig, doctor
 from armworld.evaluation.files import read_json, write_json
+from armworld.types import check_name
 from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
 from armworld.worldmodel.recipe import PREDICTOR
 
@@ -28,6 +29,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "paper": {},
     "state loss": {"state_loss": 0.3},
     "inverse loss": {"inverse_loss": 0.3},
+    "no rollout": {"rollout": 0},
+    "rollout of 4": {"rollout": 4, "frames": 5},
+    "every patch a token": {"merge": 1},
+    "16 patches a token": {"merge": 4},
+    "AdamW": {"optimizer": "adamw", "learning_rate": 4e-4},
 }
 
 
@@ -42,6 +48,7 @@ class Config:
         out: Folder for runs and `options.json`.
         steps: Optimiser steps of every arm.
         seeds: One training of every arm per seed.
+        arms: Names of `ARMS`; all by default.
         doctor: Also examine every model in simulation.
     """
 
@@ -51,7 +58,12 @@ class Config:
     out: Path = Path("runs/options")
     steps: int = 600
     seeds: tuple[int, ...] = (0,)
+    arms: tuple[str, ...] = tuple(ARMS)
     doctor: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.arms:
+            check_name("arm", name, ARMS)
 
 
 def train_arm(config: Config, name: str, seed: int) -> dict[str, Any]:
@@ -83,7 +95,7 @@ def train_arm(config: Config, name: str, seed: int) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     """Train, compare, print and write options.json."""
-    rows = [train_arm(config, name, seed) for seed in config.seeds for name in ARMS]
+    rows = [train_arm(config, name, seed) for seed in config.seeds for name in config.arms]
     table = Table("loss", "seed", "gain", "right action", "core s", title=f"{config.steps} steps, held-out episodes")
     for row in rows:
         table.add_row(
