@@ -2,9 +2,9 @@
 
     python benchmarks/posttrain_options.py --data DIR... --encoder NAME --cache DIR --steps 600 [--seeds 0 1] [--doctor]
 
-Every arm of the same clip length draws the same clips (same seed, data and features): one lever at a time. Compared on held-out
-episodes: the gain (1 - one-step L1 / L1 of copying), and the share of the error that the right action takes away;
-core seconds tell what an option costs. Arms that are done are skipped.
+Every arm of the same clip length draws the same clips (same seed, data and features): one lever at a time. Compared
+on held-out episodes: the gain (1 - one-step L1 / L1 of copying), and the share of the error that the right action takes
+away; core seconds tell what an option costs. Arms that are done are skipped.
 """
 
 from __future__ import annotations
