@@ -169,8 +169,12 @@ def open_sources(config: BCTrainConfig, device: torch.device) -> Sources:
         stores = [cache.preload()]
         size = encoder.config.image_size
     rng = np.random.default_rng(config.seed)
-    chosen = [choose_episodes(store, config.successes_only) for store in stores]
-    train, held_out = zip(*(split_episodes(numbers, config.held_out, rng) for numbers in chosen), strict=True)
+    kept = [(store, choose_episodes(store, config.successes_only)) for store in stores]
+    kept = [(store, numbers) for store, numbers in kept if len(numbers)]  # play alone has no successes
+    if not kept:
+        raise ValueError(f"none of the episodes is a success: {', '.join(map(str, config.data))}")
+    stores = [store for store, _ in kept]
+    train, held_out = zip(*(split_episodes(numbers, config.held_out, rng) for _, numbers in kept), strict=True)
     rows, columns = check_image_size(size)
     return Sources(
         Demonstrations(stores, config.step_seconds, config.rule, train),

@@ -219,18 +219,11 @@ def measure_scales(states: np.ndarray, actions: np.ndarray) -> Scales:
 
 
 def choose_episodes(store: Store, successes_only: bool) -> np.ndarray:
-    """Numbers of the store's episodes, all or those whose metadata say success.
-
-    Raises:
-        ValueError: None is a success.
-    """
+    """Numbers of the store's episodes, all or those whose metadata say success (possibly none)."""
     numbers = np.arange(len(store.names))
     if not successes_only:
         return numbers
-    chosen = np.array([i for i in numbers if _succeeded(Path(store.names[i]))], np.int64)
-    if not len(chosen):
-        raise ValueError(f"{store.folder}: none of its {len(numbers)} episodes is a success")
-    return chosen
+    return np.array([i for i in numbers if _succeeded(Path(store.names[i]))], np.int64)
 
 
 def _succeeded(folder: Path) -> bool:

@@ -1,5 +1,7 @@
 """Training the rivals end to end on small recorded episodes, and playing them through the runner."""
 
+import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from armworld.baselines.agent import load_policy
-from armworld.baselines.bc import BCTrainConfig, train, update_average
+from armworld.baselines.bc import BCTrainConfig, open_sources, train, update_average
 from armworld.baselines.compute import core_seconds, pretraining_flop
 from armworld.baselines.demonstrations import Demonstrations
 from armworld.baselines.pixels import (
@@ -124,6 +126,17 @@ def test_bad_settings_are_named(data, tmp_path):
         settings(data, tmp_path, ema=1.0)
     with pytest.raises(ValueError, match="is a success"):
         train(settings(data, tmp_path, successes_only=True))
+
+
+def test_folders_of_play_alone_are_passed_over_when_successes_are_asked_for(data, tmp_path):
+    good = tmp_path / "good"
+    shutil.copytree(data, good, ignore=shutil.ignore_patterns(".cache"))
+    for path in sorted(good.glob("**/metadata_*.json"))[:3]:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "success": True}))
+    config = replace(settings(data, tmp_path / "run", successes_only=True), data=(data, good))
+    sources = open_sources(config, torch.device("cpu"))
+    (store,) = sources.train.stores
+    assert str(store.folder).startswith(str(good))
 
 
 def test_models_of_several_agents_are_told_apart(data, tmp_path):
