@@ -84,6 +84,11 @@ def test_saving_the_same_weights_twice_gives_the_same_files(tmp_path: Path) -> N
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(folder: Path) -> None:
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_config_may_be_edited(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"right"', '"wrist"'))

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -130,6 +131,7 @@ def save_parts(
     try:
         save_file(weights, temporary[WEIGHTS_FILE], metadata={"config": text})
         temporary[CONFIG_FILE].write_text(text + "\n")
+        shutil.copymode(temporary[CONFIG_FILE], temporary[WEIGHTS_FILE])  # safetensors would let the owner alone read it
         for name, path in temporary.items():
             os.replace(path, folder / name)
     finally:
