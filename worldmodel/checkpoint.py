@@ -131,7 +131,7 @@ def save_parts(
     try:
         save_file(weights, temporary[WEIGHTS_FILE], metadata={"config": text})
         temporary[CONFIG_FILE].write_text(text + "\n")
-        shutil.copymode(temporary[CONFIG_FILE], temporary[WEIGHTS_FILE])  # safetensors would let the owner alone read it
+        shutil.copymode(temporary[CONFIG_FILE], temporary[WEIGHTS_FILE])  # safetensors keeps others from reading
         for name, path in temporary.items():
             os.replace(path, folder / name)
     finally:
