@@ -14,7 +14,7 @@ SHORTER = {  # what a reader would run for minutes or hours
     "--episodes 10 ": "--episodes 1 ",
     "--episodes 100 ": "--episodes 40 ",
     "--objects cup,box": "--objects cup",
-    "--agents cem,hold,random,expert": "--agents cem,expert",
+    "--agents cem,servo,hold,random,expert": "--agents cem,servo",
     "--minutes 30": "--steps 2",
     "--minutes 5 ": "--steps 2 ",
     "--out runs/doctor": "--episodes 8 --out runs/doctor",
