@@ -118,6 +118,8 @@ def map_of(model: Any, frames: np.ndarray, states: np.ndarray) -> tuple[float, .
 
     from armworld.planners.servo import fit_reading
 
+    if getattr(model, "readout", None) is None:
+        raise ValueError("agent 'servo' needs a world model with a readout (armworld align); this one has none")
     with torch.no_grad():
         return fit_reading(model.readout(model.encode(frames[:, None])[:, 0]), states)
 

@@ -119,7 +119,8 @@ class CalibratingAgent:
         z = self.agent.model.encode(images[:, None])[:, 0]
         planner = self.agent.planner
         if isinstance(planner, Servo):
-            assert isinstance(self.agent.objective, AlignedL1), "Servo asks for it"
+            if not isinstance(self.agent.objective, AlignedL1):
+                raise ValueError("calibrating readings needs the aligned objective (a model with a readout)")
             self.agent.use_planner(Servo(planner.config.calibrated(self.agent.objective.readout(z), states)))
         else:
             self.turn = fit_turn(self.agent.model, moves_from(z, states))

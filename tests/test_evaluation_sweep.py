@@ -24,6 +24,7 @@ from armworld.evaluation.camera_sweep import CameraSweep, camera_sweep, told_sec
 from armworld.evaluation.camera_verdict import axes_against_azimuth, verdict  # noqa: E402
 from armworld.evaluation.files import write_json  # noqa: E402
 from armworld.evaluation.joining import ReportConfig, report  # noqa: E402
+from armworld.evaluation.looking import map_of  # noqa: E402
 from armworld.evaluation.picture import figure_png  # noqa: E402
 from armworld.evaluation.views import NEUTRAL, Views, label, make_views, parse_axis, varying_axes  # noqa: E402
 
@@ -233,3 +234,8 @@ def test_a_sweep_over_ray_runs_the_same_jobs(tmp_path: Path, monkeypatch: pytest
     record, _ = run(tmp_path / "ray", ray="auto")
     assert asked == [(3, 1, "auto"), (6, 1, "auto")]
     assert [view["success_rate"] for view in record["views"]] == [1.0, 1.0, 1.0]
+
+
+def test_servo_is_told_what_it_misses() -> None:
+    with pytest.raises(ValueError, match="needs a world model with a readout"):
+        map_of(object(), np.zeros((6, 8, 8, 3), np.uint8), np.zeros((6, 7)))
