@@ -248,5 +248,6 @@ def landscape_figure(findings: Mapping[str, Any], step: Step) -> Figure:
         panel.set_aspect("equal")
         panel.set_xlabel(f"Δ{name[0]} (cm)", fontsize=9)
         panel.set_ylabel(f"Δ{name[1]} (cm)", fontsize=9)
-    panels[1].legend(fontsize=8, loc="lower left", facecolor="#1f2937", labelcolor="white", framealpha=0.8)
+    corner = "upper left" if true[1] < 0 else "lower left"  # away from the truth, which is what one looks for
+    panels[1].legend(fontsize=8, loc=corner, facecolor="#1f2937", labelcolor="white", framealpha=0.8)
     return figure
