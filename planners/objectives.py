@@ -140,15 +140,19 @@ class AlignedL1:
         """The two parts of d: hand [B, S] (m, the yaw included) and gripper [B, S] (share of the stroke)."""
         read, wanted = self.readout(z), (self.readout(goal.z) if goal.hand is None else goal.hand)[:, None]
         hand = hand_distance(read, wanted, self.yaw_metres, 0.0, straight=goal.hand is not None)
+        return hand, self.closing(read, wanted, state, goal).abs()
+
+    def closing(self, read: Tensor, wanted: Tensor, state: Tensor, goal: LatentGoal) -> Tensor:
+        """The closedness [B, S] left to do: readings [B, S, 6], wanted ones [B, 1, 6], robot states [B, S, 7]."""
         if not self.goal_gripper:
-            return hand, (read - wanted)[..., 5].abs()
+            return (wanted - read)[..., 5]
         if goal.state is None:
             raise ValueError("goal_gripper needs goal.state [B, 7], the goal's robot state; got None")
         closed = goal.state[:, None, 6].to(state)
         grip = closed - state[..., 6]
         if self.closed_enough:
             grip = torch.where(closed > OPEN, grip.clamp_min(0), grip)
-        return hand, grip.abs()
+        return grip
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armworld.planners.objectives import OPEN, AlignedL1
+from armworld.planners.objectives import AlignedL1
 from armworld.planners.plans import GRIPPER, YAW, Plan
 from armworld.planners.sampling import Planner, PlannerConfig, Search
 from armworld.worldmodel.readout import hand_distance
@@ -74,11 +74,12 @@ class Servo(Planner[ServoConfig]):
         action[:, :3] = way * (search.space.max_position / longest).clamp_max(1)  # shorter, in the same direction
         turn = torch.atan2(there[:, 4], there[:, 3]) - torch.atan2(here[:, 4], here[:, 3])
         action[:, YAW] = self.config.gain * torch.atan2(turn.sin(), turn.cos())
-        action[:, GRIPPER] = self._closing(objective, search, here, there)
+        closing = objective.closing(here[:, None], there[:, None], search.state[:, -1:].to(here), search.goal)[:, 0]
+        action[:, GRIPPER] = closing
         plans = search.space.clip(search.space.compress(action))[:, None, None]
         plans = torch.cat([torch.zeros_like(plans), plans], 1)
         costs = torch.stack(
-            [self._left(objective, search, here, there, plan) for plan in plans[:, :, 0].unbind(1)], dim=1
+            [self._left(objective, search, here, there, closing, plan) for plan in plans[:, :, 0].unbind(1)], dim=1
         )
         costs = search.note(plans, costs)
         search.hold_cost = costs[:, 0] if self.config.hold_candidate else None
@@ -91,27 +92,17 @@ class Servo(Planner[ServoConfig]):
         affine = read.new_tensor(self.config.reading_map).view(3, 4)
         return torch.cat([read[:, :3] @ affine[:, :3].T + affine[:, 3], read[:, 3:]], -1)
 
-    def _closing(self, objective: AlignedL1, search: Search, here: Tensor, there: Tensor) -> Tensor:
-        """The closedness delta [B] that is left to do, in the terms in which the objective compares grippers."""
-        if not objective.goal_gripper:
-            return there[:, 5] - here[:, 5]
-        if search.goal.state is None:
-            raise ValueError("goal_gripper needs goal.state [B, 7], the goal's robot state; got None")
-        closed = search.goal.state[:, GRIPPER].to(here)
-        left = closed - search.state[:, -1, GRIPPER].to(here)
-        if objective.closed_enough:
-            left = torch.where(closed > OPEN, left.clamp_min(0), left)
-        return left
-
-    def _left(self, objective: AlignedL1, search: Search, here: Tensor, there: Tensor, plan: Tensor) -> Tensor:
-        """weight * d [B] after the step `plan` [B, P]."""
+    def _left(
+        self, objective: AlignedL1, search: Search, here: Tensor, there: Tensor, closing: Tensor, plan: Tensor
+    ) -> Tensor:
+        """weight * d [B] after the step `plan` [B, P]; `closing` [B] is the closedness that was left before it."""
         action = search.space.expand(plan)
         heading = torch.atan2(here[:, 4], here[:, 3]) + action[:, YAW]
         after = torch.stack([heading.cos(), heading.sin(), here[:, 5]], -1)
         after = torch.cat([here[:, :3] + action[:, :3], after], -1)
         straight = search.goal.hand is not None
         hand = hand_distance(after, there, objective.yaw_metres, 0.0, straight=straight)
-        grip = (self._closing(objective, search, here, there) - action[:, GRIPPER]).abs()
+        grip = (closing - action[:, GRIPPER]).abs()
         return objective.weight * (hand + objective.grip_metres * grip)
 
 
