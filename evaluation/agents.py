@@ -231,6 +231,8 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
         choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}
         choices |= {"gripper_margin": settings.gripper_margin, "full_grip": settings.full_grip}
         aligned = isinstance(objective, AlignedL1)
+        if name == "servo" and not aligned:
+            raise ValueError("servo goes by the aligned objective: it needs a model with a readout (armworld align)")
         choices |= {"rest": settings.rest and aligned, "read_gripper": settings.read_gripper and aligned}
         choices |= {"patience": settings.patience, "arrive_within": settings.arrive_within}
         agent = planning_agent(
