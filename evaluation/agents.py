@@ -61,9 +61,8 @@ class AgentSettings:
         oracle_planner: The planner that `oracle` uses.
         ensemble: Policies: mean over the chunks predicted so far, weighted exp(-ensemble * age); none for no mean.
         axes_yaw: Planners: known turn of the model's axes about the vertical (degrees), taken out of every action.
-        reading_map: Servo: 12 numbers, a row-major [3, 4]: the affine map from read to true positions of the hand (m).
-        calibrate: Planners: random moves at the episode's start from which that turn is fitted, and servo's map of
-            readings; they cost steps.
+        calibrate: Planners that imagine: random moves at the episode's start from which that turn is fitted; they cost
+            steps.
     """
 
     samples: int | None = None
@@ -97,7 +96,6 @@ class AgentSettings:
     oracle_planner: str = "cem"
     ensemble: float | None = None
     axes_yaw: float | None = None
-    reading_map: tuple[float, ...] | None = None
     calibrate: int | None = None
 
     def planner_settings(self, planner: str) -> dict[str, Any]:
@@ -106,7 +104,7 @@ class AgentSettings:
         space |= {"max_position": self.max_position, "max_norm": self.max_norm, "max_gripper": self.max_gripper}
         space |= {"max_yaw": self.max_yaw, "gripper_deadband": self.gripper_deadband}
         search = ("samples", "iterations", "elites", "horizon", "repeat", "hold_margin")
-        names = ("reading_map", "hold_margin") if planner == "servo" else search  # which searches nothing
+        names = ("hold_margin",) if planner == "servo" else search  # which searches nothing
         settings: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         space = {name: value for name, value in space.items() if value is not None}
         return settings | ({"space": space} if space else {})
@@ -233,6 +231,10 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
         aligned = isinstance(objective, AlignedL1)
         if name == "servo" and not aligned:
             raise ValueError("servo goes by the aligned objective: it needs a model with a readout (armworld align)")
+        if name == "servo" and settings.calibrate is not None:
+            raise ValueError(
+                "servo imagines nothing whose axes could turn: adapt the model (armworld preflight --moves)"
+            )
         choices |= {"rest": settings.rest and aligned, "read_gripper": settings.read_gripper and aligned}
         choices |= {"patience": settings.patience, "arrive_within": settings.arrive_within}
         agent = planning_agent(

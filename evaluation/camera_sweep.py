@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
@@ -42,9 +42,9 @@ class SweepEpisodes:
         episodes: Episodes per camera; their seeds are seed, seed + 1, ..., the same at every camera.
         seed: First episode's seed.
         seeds: Seeds as A-B, A,B,C or a file with one per line, in place of `episodes` and `seed`.
-        moves: Random moves from which the turn of the model's axes is fitted at every camera, and for servo the map of
-            its readings.
-        correct: Run the episodes a second time, with that turn taken out of the model's actions, or that map put in.
+        moves: Random moves from which the turn of the model's axes is fitted at every camera, and from which it learns.
+        correct: Run the episodes a second time: "turn", with that turn taken out of the model's actions; "adapt", with
+            the model adapted to the camera by those moves, which then go through the whole workspace (give 64 or more).
     """
 
     task: str = "reach"
@@ -55,7 +55,7 @@ class SweepEpisodes:
     seed: int = 2_000_000
     seeds: str | None = None
     moves: int = 24
-    correct: bool = False
+    correct: Literal["turn", "adapt"] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class CameraSweep(AgentSettings, Setup, Views, SweepEpisodes):
         if self.episodes < 1 or self.moves < 2:
             raise ValueError(f"expected episodes >= 1 and moves >= 2, got {self.episodes} and {self.moves}")
         if self.correct and not needs_model(self.agent):
-            raise ValueError(f"--correct turns a world model's axes; agent {self.agent!r} has none")
+            raise ValueError(f"--correct is for world models; agent {self.agent!r} has none")
+        if self.correct == "turn" and self.agent == "servo":
+            raise ValueError("servo imagines nothing whose axes could turn; valid for it: --correct adapt")
 
     @property
     def episode_seeds(self) -> list[int]:
@@ -110,7 +112,7 @@ def camera_sweep(config: CameraSweep, console: Console | None = None) -> dict[st
     runs = run_with_progress([station.cell for station in stations], seeds, config.workers, config.ray)
     corrected = run_corrected(config, stations, looks, seeds) if config.correct else {}
     rows = [
-        camera_record(station.view, run, found["turn"], corrected.get(station.view.name))
+        camera_record(station.view, run, found, corrected.get(station.view.name))
         for station, run, found in zip(stations, runs, looks, strict=True)
     ]
     record = sweep_record(config, stations, rows)
@@ -129,7 +131,7 @@ def make_station(config: CameraSweep, view: View) -> Station:
     cell = make_cell(config, config, (config.task, config.object, config.lab), config.agent, folder / config.agent)
     camera = config.camera or "left"
     cell = replace(cell, env_kwargs=cell.env_kwargs | {"placements": {camera: view.placement.as_dict()}})
-    return Station(view, cell, Look(cell, config.moves, LOOK_SEED, folder))
+    return Station(view, cell, Look(cell, config.moves, LOOK_SEED, folder, config.correct == "adapt"))
 
 
 def look_through(stations: Sequence[Station], workers: int, ray: str | None = None) -> list[dict[str, Any]]:
@@ -143,21 +145,19 @@ def look_through(stations: Sequence[Station], workers: int, ray: str | None = No
 def run_corrected(
     config: CameraSweep, stations: Sequence[Station], looks: Sequence[dict[str, Any]], seeds: list[int]
 ) -> dict[str, list[EpisodeResult]]:
-    """The same episodes with each camera's fit put to use, by the view's name: its turn taken out, or its map."""
+    """The same episodes with what the moves told put to use, by the view's name."""
     turned = [(s, found) for s, found in zip(stations, looks, strict=True) if found["turn"] is not None]
-    cells = [
-        replace(s.cell, settings=corrected_settings(s.cell, found), out=s.cell.out.with_name("corrected"))
-        for s, found in turned
-    ]
+    cells = [corrected_cell(config, station, found) for station, found in turned]
     runs = run_with_progress(cells, seeds, config.workers, config.ray)
     return {s.view.name: run for (s, _), run in zip(turned, runs, strict=True)}
 
 
-def corrected_settings(cell: Cell, found: dict[str, Any]) -> AgentSettings:
-    """The cell's settings with what the look at its camera found."""
-    if found.get("reading_map") is not None:
-        return replace(cell.settings, reading_map=tuple(found["reading_map"]))
-    return replace(cell.settings, axes_yaw=found["turn"]["yaw_deg"])
+def corrected_cell(config: CameraSweep, station: Station, found: dict[str, Any]) -> Cell:
+    """The camera's cell with the adapted model, or with the turn of the axes that was found there."""
+    cell = replace(station.cell, out=station.cell.out.with_name("corrected"))
+    if config.correct == "adapt":
+        return replace(cell, model=str(station.look.adapted))
+    return replace(cell, settings=replace(cell.settings, axes_yaw=found["turn"]["yaw_deg"]))
 
 
 def estimate(config: CameraSweep, stations: Sequence[Station], seeds: Sequence[int]) -> str:
@@ -202,14 +202,15 @@ def told_seconds(seconds: float) -> str:
 def camera_record(
     view: View,
     run: Sequence[EpisodeResult],
-    turn: dict[str, Any] | None,
+    found: dict[str, Any],
     corrected: Sequence[EpisodeResult] | None,
 ) -> dict[str, Any]:
     """One camera's part of sweep.json."""
-    record = {**view.to_json(), "turn": turn, **score(run), "summary": summary(run)}
+    record = {**view.to_json(), "turn": found["turn"], **score(run), "summary": summary(run)}
     if corrected is not None:
         test = mcnemar_exact([r.success for r in corrected], [r.success for r in run])
         record["corrected"] = {**score(corrected), "summary": summary(corrected), "against_plain": asdict(test)}
+        record["corrected"]["turn"] = found["adapted_turn"]
     return record
 
 

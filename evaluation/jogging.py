@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from armworld.planners.objectives import FinalL1, LatentGoal
 from armworld.planners.registry import make_planner
 from armworld.planners.turning import Moves, fit_turn
 from armworld.types import Observation
+from armworld.worldmodel.adapt import adapt_and_save
 
 JOG_M = 0.05
 AXES = ("x", "y", "z")
 GOOD_DEG, WEAK_DEG = 10.0, 25.0  # of yaw error: a planner that looks again every step still arrives within the second
+ADAPTED = "model"  # the adapted model's folder, in --out
 DEAF = 0.15  # contrast below which the model hardly tells directions apart
 
 
@@ -38,6 +41,40 @@ class Jogs:
 
     frames: np.ndarray
     states: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model makes of jogs, and perhaps what it does after it has learned from random moves.
+
+    Attributes:
+        before: `read_jogs` of the model as it came.
+        adapted: `read_jogs` of the same jogs after learning; None without.
+        moves: From how many moves it learned.
+    """
+
+    before: dict[str, Any]
+    adapted: dict[str, Any] | None = None
+    moves: int = 0
+
+    @property
+    def findings(self) -> dict[str, Any]:
+        """Of the model that is to be used."""
+        return self.before if self.adapted is None else self.adapted
+
+    @property
+    def mark(self) -> str:
+        """good, weak or bad."""
+        return judge(self.findings)[0][0]
+
+    def verdicts(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """(title, marks) of each model, the one to be used first; no title where there is one alone."""
+        if self.adapted is None:
+            return [("", judge(self.before))]
+        return [
+            (f"Adapted by {self.moves} random moves", judge(self.adapted)),
+            ("Before", judge(self.before)),
+        ]
 
 
 def jog(look: Callable[[], Observation], move: Callable[[np.ndarray], Observation], camera: str) -> Jogs:
@@ -87,6 +124,26 @@ def read_jogs(model: Any, jogs: Jogs, seed: int = 0) -> dict[str, Any]:
     }
 
 
+def read_all(
+    model: Any, jogs: Jogs, seed: int, recorded: tuple[np.ndarray, np.ndarray] | None, out: Path, name: str
+) -> Reading:
+    """What a model makes of the jogs, and where random moves were recorded, what it does once it has learned from them.
+
+    Args:
+        model: A world model.
+        jogs: What was seen.
+        seed: Of the search and of the learning.
+        recorded: Frames uint8 [T, H, W, 3] and states [T, 7] of the moves.
+        out: Folder for the adapted model.
+        name: The model's name, for its card.
+    """
+    before = read_jogs(model, jogs, seed)
+    if recorded is None:
+        return Reading(before)
+    adapted = adapt_and_save(model, *recorded, seed, out, name)
+    return Reading(before, read_jogs(adapted, jogs, seed), len(recorded[0]) - 1)
+
+
 def infer_moves(model: Any, moves: Moves, seed: int) -> np.ndarray:
     """The displacement [M, 3] (m) that, to the model, leads from each picture to the next: planned with the
     cross-entropy method to the picture after as the goal."""
@@ -134,7 +191,8 @@ def judge(findings: dict[str, Any]) -> list[tuple[str, str]]:
     worst = max((mark for mark, _ in marks), key=("good", "weak", "bad").index)
     advice = {
         "good": "Go: the camera stands where the model understands it.",
-        "weak": "Usable: expect detours; move the camera towards the reference picture, or give --calibrate 16.",
-        "bad": "Do not deploy from here: move the camera until the live picture lies over the reference.",
+        "weak": "Usable: expect detours; move the camera towards the reference, or adapt the model (--moves 128).",
+        "bad": "Do not deploy from here: move the camera until the live picture lies over the reference, or adapt the "
+        "model (--moves 128).",
     }
     return [(worst, advice[worst]), *marks]

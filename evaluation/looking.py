@@ -1,4 +1,4 @@
-"""What a camera shows and where a world model's axes point in its view: some random moves, recorded and fitted."""
+"""What a camera shows, where a world model's axes point in its view, and what it learns there: some random moves."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ class Look:
 
     Attributes:
         cell: Environment and model.
-        moves: Random moves for the fit of the axes, or of what readings mean.
+        moves: Random moves for the fit of the axes, or for the model to learn from.
         seed: Of the episode and the moves; of the range for choosing settings.
-        out: Folder for look.json and view.jpg.
+        out: Folder for look.json and view.jpg, and for the adapted model.
+        adapt: Adapt the model to the view (`worldmodel.adapt`); the moves then go through the whole workspace.
     """
 
     cell: Cell
     moves: int
     seed: int
     out: Path
+    adapt: bool = False
 
     @property
-    def reads(self) -> bool:
-        """Whether the agent goes by readings alone, so that their map is fitted too."""
-        return self.cell.agent == "servo"
+    def adapted(self) -> Path:
+        """Where the adapted model lies."""
+        return self.out / "adapted"
 
     def question(self) -> dict[str, Any]:
         """What decides the answer."""
         told = self.cell.question()
         keys = ("env_id", "env_kwargs", "model")
-        reads = {"reads": True} if self.reads else {}
-        return plain({**{key: told[key] for key in keys}, "moves": self.moves, "seed": self.seed, **reads})
+        question = {"moves": self.moves, "seed": self.seed, "adapt": self.adapt}
+        return plain({**{key: told[key] for key in keys}, **question})
 
     def stored(self) -> dict[str, Any] | None:
         """What was found in an earlier run.
@@ -55,7 +57,7 @@ class Look:
         """
         path = self.out / "look.json"
         if not path.exists() or not (self.out / "view.jpg").exists():
-            return None
+            return None  # look.json is written last
         record = read_json(path)
         if record["question"] != self.question():
             raise ValueError(f"{self.out} holds another camera or model; choose another --out or remove it")
@@ -64,19 +66,19 @@ class Look:
 
 def look(job: Look) -> dict[str, Any]:
     """Look through one camera and store what was found: thumbnail, the turn of the axes where a model imagines, and the
-    map of its readings where an agent goes by those."""
+    model adapted to the view with the turn of its axes then."""
     env = open_env(job.cell.env_id, job.cell.env_kwargs)
     try:
         with single_thread():
             model = load_model(job.cell.agent, job.cell.model) if job.cell.model else None
-            frames, states = walk(env, job.moves, job.seed, wide=job.reads)
+            frames, states = walk(env, job.moves, job.seed, wide=job.adapt)
             model = told_camera(model, env, camera_of(env, model)) if model else None
             turn = fit(model, frames, states) if hasattr(model, "rollout") else None
-            reading_map = map_of(model, frames, states) if job.reads else None
+            after = fit(adapt_to(job, model, frames, states), frames, states) if job.adapt else None
     finally:
         env.close()
     write_bytes(job.out / "view.jpg", jpeg(frames[0]))
-    record = {"question": job.question(), "turn": turn, "reading_map": reading_map}
+    record = {"question": job.question(), "turn": turn, "adapted_turn": after}
     write_json(job.out / "look.json", record)
     return plain(record)
 
@@ -112,16 +114,14 @@ def fit(model: Any, frames: np.ndarray, states: np.ndarray) -> dict[str, Any]:
         return {**asdict(turn), "copy_energy": float((z[1:] - z[:-1]).abs().mean())}
 
 
-def map_of(model: Any, frames: np.ndarray, states: np.ndarray) -> tuple[float, ...]:
-    """The map from the readings of frames [T, H, W, 3] to the arm's own states [T, 7], see `servo.fit_reading`."""
-    import torch
+def adapt_to(job: Look, model: Any, frames: np.ndarray, states: np.ndarray) -> Any:
+    """The model that has learned from the moves, stored in `job.adapted`."""
+    from armworld.worldmodel.adapt import adapt_and_save
+    from armworld.worldmodel.model import VJEPA2AC
 
-    from armworld.planners.servo import fit_reading
-
-    if getattr(model, "readout", None) is None:
-        raise ValueError("agent 'servo' needs a world model with a readout (armworld align); this one has none")
-    with torch.no_grad():
-        return fit_reading(model.readout(model.encode(frames[:, None])[:, 0]), states)
+    if not isinstance(model, VJEPA2AC):
+        raise ValueError(f"adapting needs a world model of features (armworld posttrain), not that of {job.cell.agent}")
+    return adapt_and_save(model, frames, states, job.seed, job.adapted, str(job.cell.model))
 
 
 def jpeg(frame: np.ndarray, size: int = THUMBNAIL) -> bytes:

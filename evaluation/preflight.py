@@ -1,6 +1,7 @@
 """`armworld preflight`: is the camera where the model understands it? Overlay, jogs, yaw error, a verdict, a page.
 
 armworld preflight --azimuth 30                          # a camera of the simulated cell
+armworld preflight --azimuth 30 --moves 128              # ... and a model that has learned to see from there
 armworld preflight --sim                                 # the simulated robot, through the real client
 armworld preflight --host ... --cameras ... --live       # an arm, after a typed confirmation
 """
@@ -19,12 +20,14 @@ from rich.console import Console
 from armworld.envs.cameras import EXTERIOR, RIGS, intrinsics, project
 from armworld.evaluation.agents import told_camera
 from armworld.evaluation.cells import env_id_of, open_env, single_thread
-from armworld.evaluation.jogging import Jogs, jog, judge, read_jogs
+from armworld.evaluation.jogging import ADAPTED, Jogs, Reading, jog, read_all
+from armworld.evaluation.looking import walk
 from armworld.evaluation.preflight_page import Live, preflight_record, print_marks, read_picture, write_page
 from armworld.evaluation.views import View, Views, make_views
 from armworld.real.setup import CellConfig
 from armworld.sim_assets.catalog import LABS
 from armworld.types import check_name
+from armworld.worldmodel.adapt import FEWEST
 
 AXIS_M = 0.12
 
@@ -39,7 +42,9 @@ class Watch:
         camera: left or right; by default the model's.
         reference: The picture that the camera should see, e.g. a frame of the training data; by default the scene
             rendered from the rig that the shipped models were trained on.
-        seed: Of the scene and the search (of the range for choosing settings).
+        moves: Random moves through the workspace after the jogs, from which the model learns to see from this camera
+            (`worldmodel.adapt`); the adapted model is out/model, and the verdict is its. 0: none; 64 to 256 do.
+        seed: Of the scene, the search and the moves (of the range for choosing settings).
         live: With --host: jog the arm, after a typed confirmation. Otherwise an arm is only looked at.
         out: Folder for preflight.json, preflight.png and index.html.
     """
@@ -48,6 +53,7 @@ class Watch:
     lab: str = "lab1"
     camera: str | None = None
     reference: Path | None = None
+    moves: int = 0
     seed: int = 1_000_000
     live: bool = False
     out: Path = Path("runs/preflight")
@@ -57,6 +63,8 @@ class Watch:
 class PreflightConfig(Views, Watch, CellConfig):
     """Look through a camera, jog the arm by 5 cm along each axis, and say how the model reads it.
 
+    With --moves, adapt the model to the camera.
+
     Without --host and --sim the camera is one of the simulated cell, given by its offsets from the lab's own place,
     one value each. With them it is the robot cell's, and every jog passes the safety gate.
     """
@@ -65,6 +73,8 @@ class PreflightConfig(Views, Watch, CellConfig):
 
     def __post_init__(self) -> None:
         check_name("lab", self.lab, LABS)
+        if self.moves and self.moves < FEWEST - 1:
+            raise ValueError(f"moves must be 0 or at least {FEWEST - 1}, got {self.moves}")
         if self.reference is not None and not self.reference.is_file():
             raise ValueError(f"reference {self.reference} is not a file")
         if self.on_arm:
@@ -118,17 +128,27 @@ def preflight_scene(config: PreflightConfig, console: Console | None = None) -> 
             seen, live = jog_env(env, camera, config.seed)
             model = told_camera(model, env, camera)
             reference = _reference(config, env, camera)
-            findings = read_jogs(model, seen, config.seed)
+            recorded = walk(env, config.moves, config.seed, wide=True) if config.moves else None
+            reading = read_all(model, seen, config.seed, recorded, config.out / ADAPTED, config.model)
     finally:
         env.close()
-    marks = judge(findings)
     place = view.placement
     where = f"camera at azimuth {place.azimuth:.0f}°, elevation {place.elevation:.0f}°, {place.distance:.2f} m away, "
-    record = preflight_record(findings, marks, f"{where}field of view {place.fovy:.0f}°", asdict(config))
-    write_page(config.out, {**record, "view": view.to_json()}, marks, live, reference)
-    print_marks(marks, console)
-    console.print(f"Page: {config.out / 'index.html'}", soft_wrap=True)
-    return 1 if marks[0][0] == "bad" else 0
+    record = preflight_record(reading, f"{where}field of view {place.fovy:.0f}°", asdict(config))
+    write_page(config.out, {**record, "view": view.to_json()}, live, reference)
+    return tell(reading, config.out, console)
+
+
+def tell(reading: Reading, out: Path, console: Console) -> int:
+    """Print the verdict and where to find what; answers the exit code."""
+    for title, marks in reading.verdicts():
+        if title:
+            console.print(title, highlight=False)
+        print_marks(marks, console)
+    if reading.adapted is not None:
+        console.print(f"Adapted model: {out / ADAPTED}", soft_wrap=True)
+    console.print(f"Page: {out / 'index.html'}", soft_wrap=True)
+    return 1 if reading.mark == "bad" else 0
 
 
 def jog_env(env: gymnasium.Env, camera: str, seed: int) -> tuple[Jogs, Live]:

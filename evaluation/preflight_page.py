@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
+from armworld.evaluation.jogging import Reading
 from armworld.evaluation.picture import GRID, INK, METHODS, MUTED, figure_png, tidy
 from armworld.evaluation.report import Page, provenance
 
@@ -39,21 +40,23 @@ def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB").resize((size[1], size[0])), np.uint8)
 
 
-def preflight_record(
-    findings: dict[str, Any], marks: list[tuple[str, str]], where: str, config: dict[str, Any]
-) -> dict[str, Any]:
+def preflight_record(reading: Reading, where: str, config: dict[str, Any]) -> dict[str, Any]:
     """What preflight.json holds.
 
     Args:
-        findings, marks: Of `jogging.read_jogs` and `jogging.judge`.
+        reading: What the model makes of the jogs.
         where: Which camera was looked through, in words.
         config: The settings, with the key `model`.
     """
+    verdicts = [{"title": title, "marks": [list(mark) for mark in marks]} for title, marks in reading.verdicts()]
     return {
-        "verdict": [f"{mark.upper()}: {text}" for mark, text in marks],
-        "mark": marks[0][0],
+        "verdict": [f"{mark.upper()}: {text}" for mark, text in verdicts[0]["marks"]],
+        "mark": reading.mark,
         "where": where,
-        "findings": plain(findings),
+        "findings": plain(reading.findings),
+        "before": None if reading.adapted is None else plain(reading.before),
+        "moves": reading.moves,
+        "verdicts": verdicts,
         "config": plain(config),
         "commit": commit(),
         "versions": versions(),
@@ -66,16 +69,18 @@ def print_marks(marks: list[tuple[str, str]], console: Console) -> None:
         console.print(f"[{MARK_COLOURS[mark]}]{mark:>4}[/]  {text}", highlight=False, soft_wrap=True)
 
 
-def write_page(
-    out: Path, record: dict[str, Any], marks: list[tuple[str, str]], live: Live, reference: np.ndarray | None
-) -> None:
+def write_page(out: Path, record: dict[str, Any], live: Live, reference: np.ndarray | None) -> None:
     """preflight.json, preflight.png and index.html; without a reference nothing is laid over the live picture."""
     png = figure_png(preflight_figure(record["findings"], live, reference))
     page = Page("Preflight of a camera", f"model {record['config']['model']}; {record['where']}.")
-    page.heading("Verdict").table(["mark", "finding"], [list(mark) for mark in marks], first=True)
+    for told in record["verdicts"]:
+        page.heading(told["title"] or "Verdict").table(["mark", "finding"], told["marks"], first=True)
     page.picture(
         png, "live view with the base frame, reference, both laid over each other, jogs as executed and as read"
     )
+    if record["before"] is not None:
+        before = figure_png(preflight_figure(record["before"], live, reference))
+        page.picture(before, "the same, as the model read the jogs before it was adapted")
     page.heading("Jogs: executed, and as the model reads them from the pictures (cm)")
     rows = [
         [one["name"], *(f"{100 * value:+.1f}" for key in ("executed_m", "read_m") for value in one[key])]

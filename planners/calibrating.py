@@ -1,6 +1,7 @@
-"""Calibration without labels: a few random moves, and from them the turn of the model's axes, or what readings mean.
+"""Calibration without labels: a few random moves, and from them the turn of the model's axes.
 
-What a user of a real arm would do after putting the camera somewhere: no pose of the camera, no markers, no goal.
+What the paper suggests to do after putting the camera somewhere: no pose of the camera, no markers, no goal. A model
+that learns from such moves (`worldmodel.adapt`) gets more out of them than their turn.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import torch
 from torch import Tensor
 
 from armworld.planners.mpc import PlanningAgent
-from armworld.planners.objectives import AlignedL1
-from armworld.planners.servo import Servo
 from armworld.planners.turning import Moves, Turn, TurnedModel, fit_turn
 from armworld.pose import action_between
 from armworld.types import Goal, Observation
@@ -47,7 +46,7 @@ class RandomMoves:
 
 
 class WideMoves:
-    """Moves through a box towards random places in it: what the calibration of readings is to be good for."""
+    """Moves through a box towards random places in it: what a model is adapted with (`worldmodel.adapt`)."""
 
     def __init__(
         self,
@@ -78,14 +77,12 @@ def moves_from(z: Tensor, states: np.ndarray) -> Moves:
 class CalibratingAgent:
     """Begins with random moves, then plans with the model's axes turned back; an `Agent` (armworld.types).
 
-    Where the planner is `Servo`, which imagines nothing, the moves go through the whole workspace and what is fitted is
-    its map of readings. The moves cost steps of the first episode. The fit is kept for later episodes of the same
-    agent: the camera is taken to stand still.
+    The moves cost steps of the first episode. The fit is kept for later episodes of the same agent: the camera is taken
+    to stand still.
 
     Attributes:
-        agent: The planning agent, whose model is replaced by a `TurnedModel` after the moves (or its planner).
-        turn: The turn that was fitted; None before, and with `Servo`.
-        fitted: Whether the moves are over.
+        agent: The planning agent, whose model is replaced by a `TurnedModel` after the moves.
+        turn: The turn that was fitted; None before.
     """
 
     def __init__(self, agent: PlanningAgent, moves: int, rng: np.random.Generator) -> None:
@@ -94,8 +91,7 @@ class CalibratingAgent:
             raise ValueError(f"calibration needs at least 2 moves, got {moves}")
         self.agent, self.moves = agent, moves
         self.turn: Turn | None = None
-        self.fitted = False
-        self._random = WideMoves(rng) if isinstance(agent.planner, Servo) else RandomMoves(rng)
+        self._random = RandomMoves(rng)
         self._frames: list[tuple[np.ndarray, np.ndarray]] = []
 
     def reset(self, goal: Goal) -> None:
@@ -105,7 +101,7 @@ class CalibratingAgent:
 
     def act(self, observation: Observation) -> np.ndarray:
         """A random move while calibrating, else the planned action; float32 [7]."""
-        if not self.fitted:
+        if self.turn is None:
             if self.agent.camera not in observation:
                 return self.agent.act(observation)  # which says what is missing
             self._frames.append((observation[self.agent.camera], observation["state"]))
@@ -117,12 +113,6 @@ class CalibratingAgent:
     def _fit(self) -> None:
         images, states = (np.stack(part) for part in zip(*self._frames, strict=True))
         z = self.agent.model.encode(images[:, None])[:, 0]
-        planner = self.agent.planner
-        if isinstance(planner, Servo):
-            if not isinstance(self.agent.objective, AlignedL1):
-                raise ValueError("calibrating readings needs the aligned objective (a model with a readout)")
-            self.agent.use_planner(Servo(planner.config.calibrated(self.agent.objective.readout(z), states)))
-        else:
-            self.turn = fit_turn(self.agent.model, moves_from(z, states))
-            self.agent.model = TurnedModel(self.agent.model, self.turn.yaw_deg)
-        self.fitted, self._frames = True, []
+        self.turn = fit_turn(self.agent.model, moves_from(z, states))
+        self.agent.model = TurnedModel(self.agent.model, self.turn.yaw_deg)
+        self._frames = []

@@ -242,13 +242,14 @@ class _Run:
 
     def _jog(self) -> None:
         """Whether the model understands what this camera shows of the arm's motion; a bad verdict ends it here."""
+        from armworld.evaluation.jogging import judge
         from armworld.evaluation.preflight_page import print_marks, read_picture
         from armworld.real.jogs import examine
 
         model = load_model(self.config.agent, self.config.model)
         reference = self.config.reference
         picture = None if reference is None else read_picture(reference, self.facts.size)
-        marks = examine(
+        reading = examine(
             model,
             self.driver,
             self.facts.camera,
@@ -257,8 +258,9 @@ class _Run:
             asdict(self.config),
             self.config.seed,
         )
-        if marks is None:  # the operator stopped it
+        if reading is None:  # the operator stopped it
             return
+        marks = judge(reading.findings)
         print_marks(marks, self.console)
         self.console.print(f"jogs {self.folder / 'preflight' / 'index.html'}", highlight=False, soft_wrap=True)
         if marks[0][0] == "bad":

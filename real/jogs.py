@@ -1,6 +1,7 @@
 """Jogs of 5 cm along each axis of an arm, through the safety gate: does the model read what the camera then shows?
 
-The same jogs and the same judgement as in simulation (`evaluation/jogging.py`).
+The same jogs and the same judgement as in simulation (`evaluation/jogging.py`), and where they are asked for, random
+moves from which the model learns to see from there.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from armworld.evaluation.jogging import AXES, JOG_M, Jogs, jog, judge, read_jogs
-from armworld.evaluation.preflight_page import Live, preflight_record, print_marks, read_picture, write_page
+from armworld.evaluation.jogging import ADAPTED, AXES, JOG_M, Jogs, Reading, jog, read_all
+from armworld.evaluation.preflight_page import Live, preflight_record, read_picture, write_page
+from armworld.planners.calibrating import WIDE_M, WORKSPACE, WideMoves
 from armworld.pose import apply_action
 from armworld.real.cell import SessionConfig, StopRequest
 from armworld.real.driving import Driver
@@ -33,26 +35,28 @@ if TYPE_CHECKING:
     from armworld.evaluation.preflight import PreflightConfig
 
 SPARE_STEPS = 6  # beyond those that the way takes at its speed: to come to rest where it was sent
-SHORTEST = 0.5  # of a jog; an arm that went less far was held up by something
+SHORTEST = 0.5  # of a move; an arm that went less far was held up by something
+CLEAR_M, NARROWEST_M = 0.01, 0.05  # how far random moves keep from the gate's boxes, and the least room for them
 
 
 class JogFailed(ValueError):
-    """A jog has no room, was stopped by the gate or a fault, or fell short."""
+    """A move has no room, was stopped by the gate or a fault, or fell short."""
 
 
-class _Jogger:
-    """One jog after another; knows which one is under way."""
+class _Mover:
+    """One move after another, each with a name and a log of its own."""
 
-    def __init__(self, driver: Driver) -> None:
-        self.driver, self.seen, self.count = driver, driver.look(), 0
-        self.steps = _steps(driver.gate.limits, driver.slow)
+    def __init__(self, driver: Driver, kind: str, longest_m: float, name: Callable[[int], str]) -> None:
+        """`kind` begins the logs' names; `name` tells a move by its number."""
+        self.driver, self.kind, self.name = driver, kind, name
+        self.seen, self.count = driver.look(), 0
+        self.steps = _steps(driver.gate.limits, driver.slow, longest_m)
 
     def move(self, action: np.ndarray) -> Observation:
         """Drive by `action` [7] and answer what is seen then."""
-        way, axis = "+-"[self.count % 4 // 2], AXES[self.count // 4]
-        name = f"jog {way}{axis}" + (" and back" if self.count % 2 else "")
+        name = self.name(self.count)
         before = np.asarray(self.seen["state"], float)
-        outcome = self.driver.drive(apply_action(before, action), f"jog{self.count:02d}", self.steps)
+        outcome = self.driver.drive(apply_action(before, action), f"{self.kind}{self.count:02d}", self.steps)
         if outcome.reason not in ENDED_WELL:
             raise JogFailed(f"{name} ended: {outcome.reason}")
         self.seen = self.driver.look()
@@ -64,10 +68,14 @@ class _Jogger:
         return self.seen
 
 
-def _steps(limits: Limits, slow: bool) -> int:
-    """Steps that a jog takes at the speed allowed, with some to spare."""
+def _steps(limits: Limits, slow: bool, way_m: float) -> int:
+    """Steps that a move of that length takes at the speed allowed, with some to spare."""
     speed = limits.max_speed * (SessionConfig().slow_scale if slow else 1.0)
-    return math.ceil(JOG_M / (speed * limits.step_seconds)) + SPARE_STEPS
+    return math.ceil(way_m / (speed * limits.step_seconds)) + SPARE_STEPS
+
+
+def _jog_name(count: int) -> str:
+    return f"jog {'+-'[count % 4 // 2]}{AXES[count // 4]}" + (" and back" if count % 2 else "")
 
 
 def check_room(limits: Limits, state: np.ndarray) -> None:
@@ -102,7 +110,7 @@ def jog_arm(driver: Driver, camera: str) -> Jogs | None:
         DeviceError: A device does not answer.
     """
     check_name("camera", camera, driver.cell.cameras)
-    jogger = _Jogger(driver)
+    jogger = _Mover(driver, "jog", JOG_M, _jog_name)
     check_room(driver.gate.limits, np.asarray(jogger.seen["state"], float))
     try:
         return jog(lambda: jogger.seen, jogger.move, camera)
@@ -110,6 +118,52 @@ def jog_arm(driver: Driver, camera: str) -> Jogs | None:
         if driver.stop.event.is_set():
             return None
         raise
+
+
+def room_to_roam(limits: Limits) -> np.ndarray:
+    """Corners [2, 3] (m) of where the flange may go by random moves: `WORKSPACE`, as far as it lies inside the boxes.
+
+    Raises:
+        JogFailed: Nothing is left of it.
+    """
+    fingers = limits.fingers
+    reach = np.array([fingers.half_span_m, fingers.half_span_m, fingers.length_m])
+    low = np.max(
+        [WORKSPACE[0], np.add(limits.workspace.low, CLEAR_M), np.array(limits.fingertips.low) + reach + CLEAR_M], 0
+    )
+    reach[2] = -fingers.length_m  # the tips point down
+    high = np.min(
+        [WORKSPACE[1], np.subtract(limits.workspace.high, CLEAR_M), limits.fingertips.high - reach - CLEAR_M], 0
+    )
+    if not (high - low >= NARROWEST_M).all():
+        left = f"{np.round(low, 3).tolist()} to {np.round(high, 3).tolist()} m"
+        raise JogFailed(
+            f"no room for random moves: the boxes leave {left}, and {NARROWEST_M:g} m along every axis are needed"
+        )
+    return np.stack([low, high])
+
+
+def roam_arm(driver: Driver, camera: str, moves: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Random moves through the workspace, each a drive through the gate with a log of its own.
+
+    Answers frames uint8 [moves + 1, H, W, 3] and states [moves + 1, 7]; None where the driver's stop request ended
+    them.
+
+    Raises:
+        JogFailed: There is no room, or a move was stopped by the gate, a fault or something in the way.
+        DeviceError: A device does not answer.
+    """
+    random = WideMoves(np.random.default_rng(seed), *room_to_roam(driver.gate.limits))
+    mover = _Mover(driver, "move", WIDE_M, lambda count: f"random move {count}")
+    seen = [mover.seen]
+    try:
+        for _ in range(moves):
+            seen.append(mover.move(random.next(np.asarray(mover.seen["state"]))))
+    except JogFailed:
+        if driver.stop.event.is_set():
+            return None
+        raise
+    return np.stack([o[camera] for o in seen]), np.stack([o["state"] for o in seen]).astype(np.float32)
 
 
 def examine(
@@ -120,7 +174,8 @@ def examine(
     out: Path,
     config: dict[str, Any],
     seed: int,
-) -> list[tuple[str, str]] | None:
+    moves: int = 0,
+) -> Reading | None:
     """Jog, read the pictures, judge, write preflight.json and the page into `out`.
 
     Args:
@@ -130,19 +185,22 @@ def examine(
         reference: What the model was trained to see, uint8 [H, W, 3] of the frames' size, or None.
         out: Folder.
         config: The settings, for the record.
-        seed: Of the search.
+        seed: Of the search and the moves.
+        moves: Random moves from which the model learns; the adapted one is out/model.
 
     Returns:
-        Marks and sentences, the verdict first (`jogging.judge`); None where the operator stopped it.
+        What the model makes of the jogs; None where the operator stopped it.
     """
     jogs = jog_arm(driver, camera)
     if jogs is None:
         return None
-    findings = read_jogs(model, jogs, seed)
-    marks = judge(findings)
-    record = preflight_record(findings, marks, f"camera {camera} of the robot cell", config)
-    write_page(out, record, marks, Live(jogs.frames[0], None), reference)
-    return marks
+    recorded = roam_arm(driver, camera, moves, seed) if moves else None
+    if moves and recorded is None:
+        return None
+    reading = read_all(model, jogs, seed, recorded, out / ADAPTED, str(config["model"]))
+    record = preflight_record(reading, f"camera {camera} of the robot cell", config)
+    write_page(out, record, Live(jogs.frames[0], None), reference)
+    return reading
 
 
 @told
@@ -152,7 +210,7 @@ def preflight_arm(config: PreflightConfig, console: Console | None = None, ask: 
     Raises:
         ValueError: A bad setting, a failed check, no confirmation, a device that did not connect, `JogFailed`.
     """
-    from armworld.evaluation.preflight import training_view
+    from armworld.evaluation.preflight import tell, training_view
     from armworld.real.opening import signals
     from armworld.worldmodel.checkpoint import load_world_model
 
@@ -174,8 +232,9 @@ def preflight_arm(config: PreflightConfig, console: Console | None = None, ask: 
             console.print("Nothing was moved. Give --live to jog the arm.")
             return 0
         if config.live:
-            confirm_live(config.host, f"the arm at {config.host} will be jogged by 5 cm along each axis", limits, ask,
-                         console)  # fmt: skip
+            roams = f" and moved {config.moves} times through its workspace" if config.moves else ""
+            what = f"the arm at {config.host} will be jogged by 5 cm along each axis{roams}"
+            confirm_live(config.host, what, limits, ask, console)
             if not checked.fresh(time.monotonic()) and not preflight(cell, gate, config.out).ok:
                 raise ValueError("pre-flight failed when it was repeated")
         driver = Driver(cell, gate, config.out / f"jogs{time.time_ns()}", stop, slow=not config.sim)
@@ -184,10 +243,8 @@ def preflight_arm(config: PreflightConfig, console: Console | None = None, ask: 
             if config.reference is None
             else read_picture(config.reference, facts.size)
         )
-        marks = examine(model, driver, camera, reference, config.out, asdict(config), config.seed)
-    if marks is None:
+        reading = examine(model, driver, camera, reference, config.out, asdict(config), config.seed, config.moves)
+    if reading is None:
         console.print(f"stopped: {stop.reason}")
         return 130
-    print_marks(marks, console)
-    console.print(f"Page: {config.out / 'index.html'}", soft_wrap=True)
-    return 1 if marks[0][0] == "bad" else 0
+    return tell(reading, config.out, console)

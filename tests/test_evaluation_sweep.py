@@ -24,7 +24,6 @@ from armworld.evaluation.camera_sweep import CameraSweep, camera_sweep, told_sec
 from armworld.evaluation.camera_verdict import axes_against_azimuth, verdict  # noqa: E402
 from armworld.evaluation.files import write_json  # noqa: E402
 from armworld.evaluation.joining import ReportConfig, report  # noqa: E402
-from armworld.evaluation.looking import map_of  # noqa: E402
 from armworld.evaluation.picture import figure_png  # noqa: E402
 from armworld.evaluation.views import NEUTRAL, Views, label, make_views, parse_axis, varying_axes  # noqa: E402
 
@@ -176,7 +175,9 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
 
 def test_correcting_needs_a_model() -> None:
     with pytest.raises(ValueError, match="expert"):
-        CameraSweep(agent="expert", correct=True)
+        CameraSweep(agent="expert", correct="turn")
+    with pytest.raises(ValueError, match="valid for it: --correct adapt"):
+        CameraSweep(agent="servo", correct="turn")
 
 
 def test_the_verdict_names_the_range_and_follows_the_axes() -> None:
@@ -234,8 +235,3 @@ def test_a_sweep_over_ray_runs_the_same_jobs(tmp_path: Path, monkeypatch: pytest
     record, _ = run(tmp_path / "ray", ray="auto")
     assert asked == [(3, 1, "auto"), (6, 1, "auto")]
     assert [view["success_rate"] for view in record["views"]] == [1.0, 1.0, 1.0]
-
-
-def test_servo_is_told_what_it_misses() -> None:
-    with pytest.raises(ValueError, match="needs a world model with a readout"):
-        map_of(object(), np.zeros((6, 8, 8, 3), np.uint8), np.zeros((6, 7)))

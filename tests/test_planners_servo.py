@@ -1,6 +1,5 @@
-"""Servoing on readings: the geometry of a step, grippers, and calibration of readings that are turned and stretched."""
+"""Servoing on readings: the geometry of a step, grippers, and readings that are shifted and stretched."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from armworld.planners.calibrating import WORKSPACE, CalibratingAgent, WideMoves
+from armworld.planners.calibrating import WORKSPACE, WideMoves
 from armworld.planners.mpc import AgentConfig, PlanningAgent
 from armworld.planners.objectives import AlignedL1, FinalL1, LatentGoal
 from armworld.planners.plans import GRIPPER, YAW, Plan
 from armworld.planners.registry import make_planner
-from armworld.planners.servo import Servo, fit_reading
+from armworld.planners.servo import Servo
 from armworld.pose import apply_action
 from armworld.types import Goal, Observation
 
@@ -94,20 +93,6 @@ def test_the_shorter_turn_and_the_gripper_as_the_objective_compares_it() -> None
     assert float(step(servo(space=space), here, there, exact).actions[0, 0, GRIPPER]) == pytest.approx(-0.3)
 
 
-def test_the_map_of_readings_is_found_exactly() -> None:
-    """Positions that were turned, stretched and shifted come back, from a walk through the workspace."""
-    rng = np.random.default_rng(0)
-    linear = rng.normal(size=(3, 3)) + np.eye(3)
-    states = walk(20)
-    read = Seen(linear).encode(states[:, None])[:, 0, 0].numpy()
-    affine = np.reshape(fit_reading(read, states, ridge=0.0), (3, 4))
-    np.testing.assert_allclose(read[:, :3] @ affine[:, :3].T + affine[:, 3], states[:, :3], atol=1e-5)
-    with pytest.raises(ValueError, match=r"T >= 5, got \(4, 6\) and \(4, 7\)"):
-        fit_reading(read[:4], states[:4])
-    with pytest.raises(ValueError, match="finite"):
-        fit_reading(np.full_like(read, np.nan), states)
-
-
 def walk(count: int) -> np.ndarray:
     moves, state, states = WideMoves(np.random.default_rng(1)), START, [START]
     for _ in range(count):
@@ -125,27 +110,17 @@ def test_wide_moves_stay_in_their_box_and_fill_it() -> None:
         WideMoves(np.random.default_rng(0), WORKSPACE[1], WORKSPACE[0])
 
 
-@pytest.mark.parametrize("calibrate", [False, True])
-def test_calibrated_readings_lead_to_the_goal_from_a_turned_camera(calibrate: bool) -> None:
-    """Read from a side that turns the hand's way by 150 degrees and doubles it: lost without the map, there with it."""
-    c, s = 2 * math.cos(math.radians(150)), 2 * math.sin(math.radians(150))
-    model = Seen(np.array([[c, -s, 0], [s, c, 0], [0, 0, 2.0]]))
-    planner = servo(space={"max_gripper": 0.0})
-    generator, config = torch.Generator(), AgentConfig()
+def test_readings_lead_to_the_goal() -> None:
+    """Readings that are shifted and a third too long: what counts is that they agree on where the goal is."""
     objective = AlignedL1(Reading())  # pyright: ignore[reportArgumentType]
-    planning = PlanningAgent(model, planner, objective, "left", generator, config)  # pyright: ignore
-    agent = CalibratingAgent(planning, 12, np.random.default_rng(0)) if calibrate else planning
+    planner = servo(space={"max_gripper": 0.0})
+    agent = PlanningAgent(Seen(1.3 * np.eye(3)), planner, objective, "left", torch.Generator(), AgentConfig())  # pyright: ignore
     state, target = START.copy(), START.copy()
     target[:3] += [0.1, 0.15, -0.05]
     agent.reset(Goal((see(target),), (30,)))
     for _ in range(30):
         state = apply_action(state, agent.act(see(state)).astype(np.float64))
-    distance = float(np.linalg.norm(state[:3] - target[:3]))
-    assert distance < 0.005 if calibrate else distance > 0.1
-    if isinstance(agent, CalibratingAgent):
-        agent.reset(Goal((see(START),), (30,)))  # the camera stands still: no moves again
-        first = agent.act(see(state))
-        assert float(first[:3] @ (START - state)[:3]) > 0 and agent.turn is None
+    assert float(np.linalg.norm(state[:3] - target[:3])) < 0.005
 
 
 @pytest.mark.parametrize(
@@ -153,7 +128,6 @@ def test_calibrated_readings_lead_to_the_goal_from_a_turned_camera(calibrate: bo
     [
         ({"gain": 0.0}, "gain must lie in"),
         ({"horizon": 2}, "one step ahead; got horizon 2"),
-        ({"reading_map": (1.0, 0.0)}, "12 finite numbers"),
         ({"samples": 8}, "samples"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from armworld.evaluation.files import read_json
-from armworld.evaluation.jogging import judge, read_jogs
+from armworld.evaluation.jogging import Reading, judge, read_jogs
 from armworld.evaluation.preflight import PreflightConfig, preflight
 from armworld.planners.turning import turn_actions
 from armworld.pose import apply_action
@@ -23,7 +24,7 @@ from armworld.real.deploy import DeployConfig, _Run
 from armworld.real.driving import Driver
 from armworld.real.fakes import FakeArm, FakeCamera, FakeGripper
 from armworld.real.gate import SafetyGate
-from armworld.real.jogs import JogFailed, examine, jog_arm
+from armworld.real.jogs import JogFailed, examine, jog_arm, roam_arm, room_to_roam
 from armworld.real.journal import read_journal
 from armworld.real.limits import FRANKA_HAND, Box, Limits
 from armworld.real.protocols import Frame
@@ -88,8 +89,8 @@ def make_driver(folder: Path, arm: FakeArm | None = None, **settings: Any) -> Dr
 
 def test_every_move_passes_the_gate_and_is_logged_and_the_verdict_is_the_simulations(tmp_path: Path) -> None:
     driver = make_driver(tmp_path)
-    marks = examine(Turned(-60.0), driver, "left", None, tmp_path / "page", {"model": "turned"}, 0)
-    assert marks is not None and marks[0][0] == "bad"
+    reading = examine(Turned(-60.0), driver, "left", None, tmp_path / "page", {"model": "turned"}, 0)
+    assert reading is not None and reading.mark == "bad" and reading.adapted is None
     record = read_json(tmp_path / "page" / "preflight.json")
     assert record["mark"] == "bad" and record["findings"]["turn"]["yaw_deg"] == pytest.approx(-60, abs=1)
     assert "Verdict" in (tmp_path / "page" / "index.html").read_text()
@@ -159,6 +160,27 @@ def test_a_stop_request_ends_them(tmp_path: Path) -> None:
     assert jog_arm(driver, "left") is None and not commands(driver.cell)
 
 
+def test_random_moves_stay_in_what_the_boxes_leave_of_the_workspace(tmp_path: Path) -> None:
+    low, high = room_to_roam(LIMITS)
+    np.testing.assert_allclose(low, [0.36, -0.25, 0.24])
+    np.testing.assert_allclose(high, [0.62, 0.25, 0.46])
+    high_floor = replace(LIMITS, fingertips=Box((0.2, -0.4, 0.15), (0.7, 0.4, 0.6)))
+    low, high = room_to_roam(high_floor)  # fingers of 11.24 cm that are kept 1 cm clear of it
+    assert low[2] == pytest.approx(0.15 + 0.1124 + 0.01) and high[0] == pytest.approx(0.62)
+    with pytest.raises(JogFailed, match="no room for random moves"):
+        room_to_roam(replace(LIMITS, workspace=Box((0.4, -0.02, 0.2), (0.6, 0.02, 0.5))))
+    driver = make_driver(tmp_path)
+    recorded = roam_arm(driver, "left", 6, 0)
+    assert recorded is not None and recorded[0].shape == (7, 48, 64, 3) and recorded[1].shape == (7, 7)
+    travelled = np.linalg.norm(np.diff(recorded[1][:, :3], axis=0), axis=1)
+    assert (travelled > 0.02).all() and (travelled < 0.105).all()
+    assert (recorded[1][1:, :3] > room_to_roam(LIMITS)[0] - 0.005).all()
+    assert len(list((tmp_path / "drives").iterdir())) == 6
+    driver = make_driver(tmp_path / "stopped")
+    driver.stop.set("stop button")
+    assert roam_arm(driver, "left", 6, 0) is None
+
+
 @pytest.mark.parametrize(
     ("settings", "jogs_first"),
     [
@@ -185,12 +207,14 @@ def test_bad_settings_are_named(tmp_path: Path) -> None:
         DeployConfig(sim=True, reference=tmp_path / "nowhere.png")
 
 
-def answering(mark: str | None, drivers: list[Driver]) -> Callable[..., list[tuple[str, str]] | None]:
+def answering(mark: str | None, drivers: list[Driver]) -> Callable[..., Reading | None]:
     """Stands in for `examine`."""
+    turn = {"yaw_deg": {"good": 1.0, "weak": 15.0}.get(mark or "", 60.0), "spread_deg": 1.0, "contrast": 0.5}
+    found = {"turn": turn | {"energy": 0.1}, "copy_energy": 0.2, "axes": {"error_m": 0.01, "gain": 1.0}}
 
-    def examined(model: Any, driver: Driver, *_: Any) -> list[tuple[str, str]] | None:
+    def examined(model: Any, driver: Driver, *_: Any) -> Reading | None:
         drivers.append(driver)
-        return None if mark is None else [(mark, "the advice"), (mark, "the reason")]
+        return None if mark is None else Reading(found)
 
     return examined
 
@@ -206,7 +230,7 @@ def test_a_deployment_does_not_begin_where_the_model_misreads_the_view(
     run.cell, run.gate, run.stop = run.driver.cell, run.driver.gate, run.driver.stop
     run.console, run.folder = Console(record=True, width=200), tmp_path
     monkeypatch.setattr(jogs, "examine", answering("bad", []))
-    with pytest.raises(ValueError, match=r"pre-flight failed: the advice \(the reason\)"):
+    with pytest.raises(ValueError, match=r"pre-flight failed: Do not deploy .* \(Yaw error \+60"):
         run._jog()
     assert "disk:" not in run.console.export_text()
     monkeypatch.setattr(jogs, "examine", answering("weak", []))

@@ -1,0 +1,124 @@
+"""A model that learns from random moves where its camera stands: its imagination, its readings, and nothing else."""
+
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from armworld.pose import action_between
+from armworld.worldmodel.adapt import AdaptConfig, adapt, adapt_and_save
+from armworld.worldmodel.checkpoint import load_world_model
+from armworld.worldmodel.model import VJEPA2AC, WorldModelConfig
+from armworld.worldmodel.readout import HandReadout, ReadoutConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+import worldmodel_small as small
+
+SIZE = (64, 64)
+CONFIG = AdaptConfig(predictor_steps=100, readout_steps=400, clips=16, frames=32, learning_rate=3e-3, dtype="float32")
+
+
+def model(readout: bool = True) -> VJEPA2AC:
+    torch.manual_seed(0)
+    encoder = small.encoder()
+    patches = (SIZE[0] // 16) * (SIZE[1] // 16)
+    predictor = small.ac_predictor(features=encoder.config.width, image_size=SIZE)
+    reader = HandReadout(ReadoutConfig(encoder.config.width, patches, 16, 64)) if readout else None
+    return VJEPA2AC(encoder, predictor, WorldModelConfig(image_size=SIZE), readout=reader)
+
+
+def recording(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A square that stands where the hand is, over a background of its own, as random moves show it."""
+    rng = np.random.default_rng(seed)
+    states = np.zeros((count, 7), np.float32)
+    states[:, :3] = np.array([0.5, 0.0, 0.3]) + rng.uniform(-0.1, 0.1, (count, 3))
+    frames = np.full((count, *SIZE, 3), 40, np.uint8)
+    for frame, (x, y, z) in zip(frames, states[:, :3], strict=True):
+        row, column = (round(26 + 250 * (value - centre)) for value, centre in ((x, 0.5), (y, 0.0)))
+        frame[row : row + 12, column : column + 12] = 150 + round(800 * (z - 0.3))
+    return frames, states
+
+
+def imagined_and_copied(world: VJEPA2AC, z: Tensor, states: np.ndarray) -> tuple[float, float]:
+    told = torch.from_numpy(states)
+    ahead = world.rollout(z[:-1, None], told[:-1, None], action_between(told[:-1], told[1:])[:, None, None]).z[:, 0, 0]
+    return float((ahead - z[1:]).abs().mean()), float((z[:-1] - z[1:]).abs().mean())
+
+
+def test_it_imagines_and_reads_moves_it_has_not_seen_and_leaves_the_model_alone() -> None:
+    world = model()
+    before = {name: value.clone() for name, value in world.predictor.state_dict().items()}
+    frames, states = recording(80, 0)
+    adapted = adapt(world, frames, states, torch.Generator().manual_seed(0), CONFIG)
+    other, told = recording(40, 1)
+    z = world.encode(other[:, None])[:, 0]
+    was, copied = imagined_and_copied(world, z, told)
+    now, _ = imagined_and_copied(adapted, z, told)
+    assert now < 0.75 * copied < was
+    assert world.readout is not None and adapted.readout is not None
+    errors = [
+        float((part.readout(z).detach()[:, :3] - torch.from_numpy(told[:, :3])).norm(dim=-1).mean())
+        for part in (world, adapted)
+    ]
+    assert errors[1] < 0.6 * errors[0]
+    assert all(torch.equal(value, before[name]) for name, value in world.predictor.state_dict().items())
+    assert adapted.encoder is world.encoder and not any(p.requires_grad for p in adapted.predictor.parameters())
+
+
+def test_it_is_repeatable_and_what_is_switched_off_stays() -> None:
+    world = model()
+    frames, states = recording(20, 0)
+    short = AdaptConfig(predictor_steps=3, readout_steps=0, clips=4, rollout=2)
+    first, second = (adapt(world, frames, states, torch.Generator().manual_seed(3), short) for _ in range(2))
+    for a, b in zip(first.predictor.parameters(), second.predictor.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert first.readout is not None and world.readout is not None
+    assert torch.equal(first.readout.out.weight, world.readout.out.weight)
+    assert adapt(model(readout=False), frames, states, torch.Generator(), short).readout is None
+
+
+def test_a_predictor_that_reads_extrinsics_is_told_them() -> None:
+    torch.manual_seed(0)
+    encoder = small.encoder()
+    predictor = small.ac_predictor(features=encoder.config.width, image_size=SIZE, extrinsics=True)
+    usage = WorldModelConfig(image_size=SIZE, extrinsics=(0.5, 0.4, 0.6, 1.0, 0.0, 0.0))
+    world = VJEPA2AC(encoder, predictor, usage)
+    frames, states = recording(20, 0)
+    adapted = adapt(world, frames, states, torch.Generator(), AdaptConfig(predictor_steps=2, clips=4))
+    assert adapted.config.extrinsics == usage.extrinsics
+
+
+def test_it_is_stored_as_a_checkpoint_that_says_what_it_learned_from(tmp_path: Path) -> None:
+    frames, states = recording(17, 0)
+    adapted = adapt_and_save(
+        model(), frames, states, 5, tmp_path / "model", "debug", AdaptConfig(predictor_steps=2, readout_steps=2)
+    )
+    again = load_world_model(tmp_path / "model")
+    z = adapted.encode(frames[:, None])[:, 0]
+    assert again.readout is not None and adapted.readout is not None
+    torch.testing.assert_close(again.readout(z), adapted.readout(z), atol=2e-3, rtol=0)
+    config = (tmp_path / "model" / "config.json").read_text()
+    assert '"moves": 16' in config and '"from": "debug"' in config
+
+
+def test_what_it_cannot_learn_from_is_named() -> None:
+    world, (frames, states) = model(), recording(20, 0)
+    generator = torch.Generator()
+    with pytest.raises(ValueError, match=r"T >= 16, got \(10, 64, 64, 3\) and \(10, 7\)"):
+        adapt(world, frames[:10], states[:10], generator)
+    with pytest.raises(ValueError, match=r"and \(19, 7\)"):
+        adapt(world, frames, states[1:], generator)
+    with pytest.raises(ValueError, match="states must be finite"):
+        adapt(world, frames, np.full_like(states, np.nan), generator)
+    half = copy.deepcopy(world)
+    half.predictor.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="float32"):
+        adapt(half, frames, states, generator)
+    with pytest.raises(ValueError, match="learning_rate be positive"):
+        AdaptConfig(learning_rate=0)
+    with pytest.raises(ValueError, match="diverged"):
+        adapt(world, frames, states, generator, AdaptConfig(predictor_steps=20, learning_rate=1e30, dtype="float32"))
