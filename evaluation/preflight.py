@@ -127,8 +127,8 @@ def preflight_scene(config: PreflightConfig, console: Console | None = None) -> 
         with single_thread():
             seen, live = jog_env(env, camera, config.seed)
             model = told_camera(model, env, camera)
-            reference = _reference(config, env, camera)
             recorded = walk(env, config.moves, config.seed, wide=True) if config.moves else None
+            reference = _reference(config, env, camera)  # which puts the camera elsewhere
             reading = read_all(model, seen, config.seed, recorded, config.out / ADAPTED, config.model)
     finally:
         env.close()

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from armworld.evaluation.files import read_json
-from armworld.evaluation.jogging import jog, judge, read_jogs
+from armworld.evaluation.jogging import Jogs, Reading, jog, judge, read_jogs
 from armworld.evaluation.picture import figure_png
 from armworld.evaluation.preflight import PreflightConfig, preflight
 from armworld.evaluation.preflight_page import Live, preflight_figure
@@ -100,6 +100,29 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         PreflightConfig(sim=True, live=True)
     with pytest.raises(ValueError, match="--workspace and --fingertips"):
         PreflightConfig(host="172.16.0.2")
+
+
+def test_the_moves_are_recorded_from_the_camera_that_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from the rig, which the reference picture is drawn from."""
+    heard: list[tuple[Jogs, tuple[np.ndarray, np.ndarray]]] = []
+
+    def listen(model: Any, jogs: Jogs, seed: int, recorded: tuple[np.ndarray, np.ndarray], *_: Any) -> Reading:
+        heard.append((jogs, recorded))
+        return Reading(findings(0.0), findings(0.0), len(recorded[0]) - 1)
+
+    monkeypatch.setattr("armworld.evaluation.preflight.read_all", listen)
+    assert preflight(PreflightConfig(azimuth="30", moves=16, out=tmp_path), Console(quiet=True)) == 0
+    jogs, (frames, states) = heard[0]
+    assert frames.shape[0] == states.shape[0] == 17
+    np.testing.assert_array_equal(frames[0], jogs.frames[0])
+    record = read_json(tmp_path / "preflight.json")
+    assert record["moves"] == 16 and record["before"] is not None
+    assert [told["title"] for told in record["verdicts"]] == ["Adapted by 16 random moves", "Before"]
+    assert "as the model read the jogs before" in (tmp_path / "index.html").read_text()
+    with pytest.raises(ValueError, match="moves must be 0 or at least 15, got 3"):
+        PreflightConfig(moves=3)
 
 
 @pytest.mark.slow

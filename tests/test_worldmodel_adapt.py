@@ -60,10 +60,8 @@ def test_it_imagines_and_reads_moves_it_has_not_seen_and_leaves_the_model_alone(
     now, _ = imagined_and_copied(adapted, z, told)
     assert now < 0.75 * copied < was
     assert world.readout is not None and adapted.readout is not None
-    errors = [
-        float((part.readout(z).detach()[:, :3] - torch.from_numpy(told[:, :3])).norm(dim=-1).mean())
-        for part in (world, adapted)
-    ]
+    there = torch.from_numpy(told[:, :3])
+    errors = [float((read(z).detach()[:, :3] - there).norm(dim=-1).mean()) for read in (world.readout, adapted.readout)]
     assert errors[1] < 0.6 * errors[0]
     assert all(torch.equal(value, before[name]) for name, value in world.predictor.state_dict().items())
     assert adapted.encoder is world.encoder and not any(p.requires_grad for p in adapted.predictor.parameters())

@@ -8,6 +8,7 @@ from torch import nn
 from armworld.datasets.files import exclusive
 from armworld.worldmodel.checkpoint import load_encoder
 from armworld.worldmodel.mask_denoiser import MaskDenoiser, collapse_monitors
+from armworld.worldmodel.masks import sample_masks
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
 from armworld.worldmodel.training import (
     Budget,
@@ -135,6 +136,23 @@ def test_a_device_out_of_memory_keeps_the_last_state_and_says_what_to_do(tmp_pat
             pretrain(settings(tmp_path, steps=2), NoiseClips())
     assert (tmp_path / "state.pt").read_bytes() == before
     pretrain(settings(tmp_path, steps=2, recompute=True), NoiseClips())
+
+
+def test_the_share_that_is_hidden_follows_the_blocks_asked_for(tmp_path, monkeypatch):
+    hidden = []
+
+    def listen(*arguments):
+        masks = sample_masks(*arguments)
+        hidden.append([m.target.shape[1] / (m.target.shape[1] + m.context.shape[1]) for m in masks])
+        return masks
+
+    monkeypatch.setattr("armworld.worldmodel.pretrain.sample_masks", listen)
+    for name, scales in (("few", (0.07, 0.15)), ("many", (0.3, 0.7))):
+        pretrain(settings(tmp_path / name, steps=1, mask_scales=scales), NoiseClips())
+    (few_small, few_large), (many_small, many_large) = hidden
+    assert few_small < many_small and few_large < many_large < 1
+    with pytest.raises(ValueError, match=r"mask_scales must lie in \(0, 1\), got \(0.2, 1.0\)"):
+        settings(tmp_path, mask_scales=(0.2, 1.0))
 
 
 def test_collapse_monitors_tell_rank():

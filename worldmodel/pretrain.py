@@ -13,7 +13,7 @@ Shapes: B clips, T frames, H x W pixels, N tokens = (T/2) (H/16) (W/16), D featu
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from armworld.worldmodel.clip_sources import ClipSource, StateClipSource, open_s
 from armworld.worldmodel.encoder import Encoder, pixels_to_clip
 from armworld.worldmodel.mask_denoiser import MaskDenoiser, collapse_monitors
 from armworld.worldmodel.mask_predictor import MaskPredictor
-from armworld.worldmodel.masks import Mask, sample_masks
+from armworld.worldmodel.masks import LARGE_BLOCKS, PUBLISHED_FAMILIES, SMALL_BLOCKS, Mask, sample_masks
 from armworld.worldmodel.processes import unsharded
 from armworld.worldmodel.sizes import PATCH, TUBELET, EncoderConfig, MaskPredictorConfig, encoder_config
 from armworld.worldmodel.training import (
@@ -64,6 +64,8 @@ class PretrainConfig:
             shrunk until then.
         step_seconds: Seconds between the frames of a clip.
         still_share: Share of the clips that is a still (one frame twice), as planning shows them to the encoder.
+        mask_scales: Area of one of the eight small blocks that are hidden, and of one of the two large ones, as shares
+            of the frame; the paper's by default.
         batch: Clips per optimiser step, over all processes.
         steps: Optimiser steps; none to train by time alone.
         minutes: Wall-time budget, resumed runs included; none to train by steps alone.
@@ -103,6 +105,7 @@ class PretrainConfig:
     cooldown_image_size: int | None = None
     step_seconds: float = 0.25
     still_share: float = 0.25
+    mask_scales: tuple[float, float] = (SMALL_BLOCKS.scale, LARGE_BLOCKS.scale)
     batch: int = 64
     steps: int | None = None
     minutes: float | None = None
@@ -133,6 +136,8 @@ class PretrainConfig:
         for frames in (self.frames, self.cooldown_frames or self.frames):
             if frames < 1 or (frames > 1 and frames % TUBELET):
                 raise ValueError(f"clips need 1 frame or a multiple of {TUBELET}, got {frames}")
+        if not all(0 < scale < 1 for scale in self.mask_scales):
+            raise ValueError(f"mask_scales must lie in (0, 1), got {self.mask_scales}")
 
     @property
     def last_image_size(self) -> int:
@@ -260,7 +265,8 @@ def _draw(
     frames = 1 if numpy_rng.random() < config.still_share else shape[0]
     side, share = shape[1] // PATCH, processes.share(config.batch)
     batch = source.sample(numpy_rng, config.batch, frames)[share]
-    masks = sample_masks((max(frames // TUBELET, 1), side, side), config.batch, torch_rng)
+    families = [replace(f, scale=s) for f, s in zip(PUBLISHED_FAMILIES, config.mask_scales, strict=True)]
+    masks = sample_masks((max(frames // TUBELET, 1), side, side), config.batch, torch_rng, families)
     return _to_clip(batch, shape[1], device), [Mask(m.context[share], m.target[share]).to(device) for m in masks]
 
 
