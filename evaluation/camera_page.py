@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from armworld.evaluation.camera_picture import curves_figure, final_cm, heat_figure, sky_figure, wins
-from armworld.evaluation.camera_verdict import good_views, is_rig
+from armworld.evaluation.camera_verdict import correction_of, good_views, is_rig
 from armworld.evaluation.files import write_bytes
 from armworld.evaluation.picture import figure_png
 from armworld.evaluation.report import Page, provenance
@@ -54,7 +54,8 @@ def write_page(out: Path, record: Mapping[str, Any], pictures: Mapping[str, byte
     page.heading("The views").raw(gallery(rows, varying, pictures))
     page.heading("Numbers").table(*_table(rows, varying))
     if any("corrected" in row for row in rows):
-        page.heading("Corrected by what the moves told").table(*_corrected(rows, varying))
+        again = correction_of(rows) or ""
+        page.heading(f"{again[0].upper()}{again[1:]}").table(*_corrected(rows, varying, again))
     provenance(page, record)
     write_bytes(out / "sweep.png", sky)
     page.write(out / "index.html")
@@ -108,7 +109,9 @@ def _table(rows: Sequence[Mapping[str, Any]], varying: list[str]) -> tuple[Seque
     return HEAD, body
 
 
-def _corrected(rows: Sequence[Mapping[str, Any]], varying: list[str]) -> tuple[Sequence[str], list[list[str]]]:
+def _corrected(
+    rows: Sequence[Mapping[str, Any]], varying: list[str], again: str
+) -> tuple[Sequence[str], list[list[str]]]:
     body = []
     for row in (row for row in rows if "corrected" in row):
         part = row["corrected"]
@@ -123,4 +126,4 @@ def _corrected(rows: Sequence[Mapping[str, Any]], varying: list[str]) -> tuple[S
                 f"{test['p_value']:.3f}",
             ]
         )
-    return ("camera", "success", "corrected", "cm: median", "corrected cm", "McNemar p"), body
+    return ("camera", "success", again, "cm: median", f"{again}, cm", "McNemar p"), body

@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
-from armworld.evaluation.camera_verdict import is_rig
+from armworld.evaluation.camera_verdict import corrected_rows, correction_of, is_rig
 from armworld.evaluation.picture import GRID, INK, METHODS, MUTED, tidy
 from armworld.evaluation.statistics import wilson_interval
 from armworld.evaluation.views import UNITS
@@ -87,13 +87,20 @@ def measures(rows: Sequence[Row]) -> list[Measure]:
 
 
 def sky_figure(rows: Sequence[Row]) -> Figure:
-    """The cameras seen from above, one dome per measure: angle is the azimuth, the centre is straight overhead."""
+    """The cameras seen from above, one dome per measure: angle is the azimuth, the centre is straight overhead.
+
+    Where the episodes were run a second time, that is the second line.
+    """
+    lines = [("", rows)]
+    if (again := correction_of(rows)) is not None:
+        lines.append((f", {again}", corrected_rows(rows)))
     shown = measures(rows)
-    figure = Figure(figsize=(4.0 * len(shown), 4.8), layout="constrained")
-    for index, measure in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), index + 1, projection="polar")
-        assert isinstance(axes, PolarAxes)
-        _dome(figure, axes, rows, measure)
+    figure = Figure(figsize=(4.0 * len(shown), 4.8 * len(lines)), layout="constrained")
+    for line, (suffix, part) in enumerate(lines):
+        for index, measure in enumerate(measures(part)):
+            axes = figure.add_subplot(len(lines), len(shown), line * len(shown) + index + 1, projection="polar")
+            assert isinstance(axes, PolarAxes)
+            _dome(figure, axes, part, measure._replace(title=measure.title + suffix))
     return figure
 
 
@@ -204,7 +211,7 @@ def _success_curve(axes: Axes, rows: Sequence[Row], axis: str) -> None:
     tidy(axes, "Success, % (whiskers: 95 % Wilson)")
     for key, colour, name, shift in (
         (None, METHODS[0], "as it is", -1),
-        ("corrected", METHODS[1], "axes corrected", 1),
+        ("corrected", METHODS[1], correction_of(rows) or "", 1),
     ):
         parts = [(row["offsets"][axis], row[key] if key else row) for row in rows if key is None or key in row]
         if not parts:

@@ -112,7 +112,7 @@ def camera_sweep(config: CameraSweep, console: Console | None = None) -> dict[st
     runs = run_with_progress([station.cell for station in stations], seeds, config.workers, config.ray)
     corrected = run_corrected(config, stations, looks, seeds) if config.correct else {}
     rows = [
-        camera_record(station.view, run, found, corrected.get(station.view.name))
+        camera_record(station.view, run, found, corrected.get(station.view.name), config.correct)
         for station, run, found in zip(stations, runs, looks, strict=True)
     ]
     record = sweep_record(config, stations, rows)
@@ -204,13 +204,14 @@ def camera_record(
     run: Sequence[EpisodeResult],
     found: dict[str, Any],
     corrected: Sequence[EpisodeResult] | None,
+    by: str | None = None,
 ) -> dict[str, Any]:
     """One camera's part of sweep.json."""
     record = {**view.to_json(), "turn": found["turn"], **score(run), "summary": summary(run)}
     if corrected is not None:
         test = mcnemar_exact([r.success for r in corrected], [r.success for r in run])
         record["corrected"] = {**score(corrected), "summary": summary(corrected), "against_plain": asdict(test)}
-        record["corrected"]["turn"] = found["adapted_turn"]
+        record["corrected"] |= {"turn": found["adapted_turn"], "by": by}
     return record
 
 

@@ -13,6 +13,8 @@ KEPT = 0.8  # of the rig's success: still a place to look from
 DEAF = 0.05  # contrast below which a fitted turn means nothing
 STEADY_DEG = 8.0  # axes that turn less than this over all cameras do not follow them
 
+CORRECTED = {"turn": "axes put right", "adapt": "adapted by the moves"}  # what the second run was given
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -24,6 +26,17 @@ def is_rig(row: Mapping[str, Any]) -> bool:
 def rig_of(rows: Rows) -> Mapping[str, Any]:
     """The lab's own camera, which every sweep holds."""
     return next(row for row in rows if is_rig(row))
+
+
+def correction_of(rows: Rows) -> str | None:
+    """What the episodes' second run was given, in words; None where there was none."""
+    given = next((row["corrected"].get("by", "turn") for row in rows if "corrected" in row), None)
+    return None if given is None else CORRECTED[given]
+
+
+def corrected_rows(rows: Rows) -> list[Mapping[str, Any]]:
+    """The cameras with what their second run came to in place of the first."""
+    return [{**row, "turn": None, **row["corrected"]} for row in rows if "corrected" in row]
 
 
 def good_views(rows: Rows, key: str | None = None) -> list[Mapping[str, Any]]:
@@ -121,8 +134,9 @@ def _axes(rows: Rows) -> str:
 def _corrected(rows: Rows) -> str:
     rig = rig_of(rows)
     others = [row for row in rows if not is_rig(row) and "corrected" in row]
+    how = correction_of(rows) or ""
     if not others:
-        return "Only the rig's own camera was corrected."
+        return f"Only the rig's own camera was run again, {how}."
     before, after = (
         float(np.mean([part["success_rate"] for part in parts]))
         for parts in ([row for row in others], [row["corrected"] for row in others])
@@ -130,6 +144,6 @@ def _corrected(rows: Rows) -> str:
     gap = rig["success_rate"] - before
     share = f", {100 * (after - before) / gap:.0f} % of the gap to the rig's view" if gap > 0 else ""
     return (
-        f"Corrected by what the moves told, success over the other cameras goes from {100 * before:.0f} to "
+        f"{how[0].upper()}{how[1:]}, success over the other cameras goes from {100 * before:.0f} to "
         f"{100 * after:.0f} %{share}."
     )

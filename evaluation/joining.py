@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from armworld.evaluation.camera_verdict import CORRECTED
 from armworld.evaluation.files import read_json, write_json
 from armworld.evaluation.report import Page, relative_link
 from armworld.evaluation.statistics import mcnemar_exact
@@ -98,12 +99,12 @@ def rules_of(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _studied(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The scored cells of a sweep: every camera, plain and with the fitted turn taken out; every planning horizon."""
+    """The scored cells of a sweep: every camera, plain and with what its moves told; every planning horizon."""
     where = {key: record[key] for key in ("task", "object", "lab", "step_seconds", "agent", "model")}
     for view in record.get("views", []):
         yield {**where, "view": view["name"], **view}
         if "corrected" in view:
-            name = f"{record['agent']}, axes put right"
+            name = f"{record['agent']}, {CORRECTED[view['corrected'].get('by', 'turn')]}"
             yield {**where, "view": view["name"], "agent": name, **view["corrected"]}
     for plan in record.get("plans", []):
         yield {**where, "agent": f"{record['agent']}, {plan['horizon']} steps ahead", **plan}
