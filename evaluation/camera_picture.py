@@ -93,7 +93,7 @@ def sky_figure(rows: Sequence[Row]) -> Figure:
     """
     lines = [("", rows)]
     if (again := correction_of(rows)) is not None:
-        lines.append((f", {again}", corrected_rows(rows)))
+        lines.append((f"\n{again}", corrected_rows(rows)))
     shown = measures(rows)
     figure = Figure(figsize=(4.0 * len(shown), 4.8 * len(lines)), layout="constrained")
     for line, (suffix, part) in enumerate(lines):

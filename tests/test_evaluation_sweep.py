@@ -200,7 +200,11 @@ def test_the_verdict_is_honest_where_nothing_works() -> None:
     deaf = verdict([row(-30, 1, -80, 0.01), row(0, 9, 0), row(30, 2, 20)], ["azimuth"])[1]
     assert "az-30 it hardly responds" in deaf
     fixed = verdict([row(0, 10, 0, fixed=10), row(30, 2, 20, fixed=6)], ["azimuth"])[-1]
-    assert "from 20 to 60 %, 50 % of the gap" in fixed
+    assert "from 20 to 60 %, 50 % of the gap" in fixed and "0 of 1 then keep" in fixed
+    adapted = [row(0, 10, 0, fixed=10), row(30, 2, 20, fixed=9)]
+    adapted[1]["corrected"] |= {"by": "adapt", "turn": None}
+    assert verdict(adapted[1:] + adapted[:1], ["azimuth"])[-1].startswith("Adapted by the moves, success")
+    assert "1 of 1 then keep" in verdict(adapted, ["azimuth"])[-1]
 
 
 def test_pictures_of_every_kind_are_drawn() -> None:
