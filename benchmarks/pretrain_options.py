@@ -2,9 +2,9 @@
 
     python benchmarks/pretrain_options.py --data DIR... --steps 300 [--seeds 0 1]
 
-Each encoder is judged by single frames of episodes that no training has seen (`evaluation.doctor_stills`; seeds of the
-range for choosing settings): how far off a linear probe reads the hand and the object. `random` is the untrained
-encoder, `paper` mask denoising alone. Arms that are done are skipped.
+All but the last two change one setting. Each encoder is judged by single frames of episodes that no training has seen
+(`evaluation.doctor_stills`; seeds of the range for choosing settings): how far off a linear probe reads the hand and
+the object. `random` is the untrained encoder, `paper` mask denoising alone. Arms that are done are skipped.
 """
 
 from __future__ import annotations
@@ -93,14 +93,18 @@ def settings_of(config: Config, name: str, seed: int) -> PretrainConfig:
 
 
 def _folder(config: Config, name: str, seed: int) -> Path:
-    return config.out / f"{name.replace(' ', '_')}-{seed}"
+    return config.out / f"{name.replace(' ', '_')}-{config.steps}-{seed}"
 
 
 def run_arm(config: Config, name: str, seed: int) -> list[dict[str, Any]]:
     """Train one arm and probe it; a row per number of blocks."""
     out = _folder(config, name, seed)
+    asked = plain({"data": config.data, "stills": config.stills, "layers": config.layers})
     if (out / "scores.json").exists():
-        return read_json(out / "scores.json")
+        stored = read_json(out / "scores.json")
+        if stored["asked"] != asked:
+            raise ValueError(f"{out} was scored with {stored['asked']}, asked for {asked}; choose another --out")
+        return stored["rows"]
     settings, started = settings_of(config, name, seed), time.process_time()
     if ARMS[name] is None:
         torch.manual_seed(seed)
@@ -112,7 +116,7 @@ def run_arm(config: Config, name: str, seed: int) -> list[dict[str, Any]]:
     for layers in (None, *(config.layers if name == "recipe" else ())):
         label = name if layers is None else f"{name}, {layers} blocks"
         rows.append({"arm": label, "seed": seed, "core_seconds": spent, **probe(config, Eyes(encoder, layers))})
-    write_json(out / "scores.json", rows)
+    write_json(out / "scores.json", {"asked": asked, "rows": rows})
     return rows
 
 

@@ -319,6 +319,11 @@ def needs_model(name: str) -> bool:
     return AGENTS[check_name("agent", name, AGENTS)].model
 
 
+def plans_on_features(name: str) -> bool:
+    """Whether the agent `name` plans on a world model of features, `worldmodel.model.VJEPA2AC`."""
+    return needs_model(name) and AGENTS[name].load is AGENTS["cem"].load
+
+
 def load_model(agent: str, name: str) -> Any:
     """The model that `agent` needs: shipped as `name`, or in that folder. ValueError where it is of another kind."""
     return AGENTS[check_name("agent", agent, AGENTS)].load(name)

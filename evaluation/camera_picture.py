@@ -98,13 +98,14 @@ def sky_figure(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(4.0 * len(shown), 4.8 * len(lines)), layout="constrained")
     for line, (suffix, part) in enumerate(lines):
         for index, measure in enumerate(measures(part)):
+            scale = measure.limits([v for row in [*rows, *lines[-1][1]] if (v := measure.value(row)) is not None])
             axes = figure.add_subplot(len(lines), len(shown), line * len(shown) + index + 1, projection="polar")
             assert isinstance(axes, PolarAxes)
-            _dome(figure, axes, part, measure._replace(title=measure.title + suffix))
+            _dome(figure, axes, part, measure._replace(title=measure.title + suffix), scale)
     return figure
 
 
-def _dome(figure: Figure, axes: PolarAxes, rows: Sequence[Row], measure: Measure) -> None:
+def _dome(figure: Figure, axes: PolarAxes, rows: Sequence[Row], measure: Measure, scale: tuple[float, float]) -> None:
     axes.set_title(measure.title, fontsize=11.5, color=INK, fontweight="bold", pad=14)
     axes.set_theta_zero_location("S")  # the front of the robot is towards the reader
     heights = sorted({round(row["placement"]["elevation"], 1) for row in rows}, reverse=True)
@@ -118,7 +119,7 @@ def _dome(figure: Figure, axes: PolarAxes, rows: Sequence[Row], measure: Measure
     axes.spines["polar"].set_color(GRID)
     axes.plot([np.pi, 0], [centre + 12, centre + 14], color="#9ca3af", lw=6, solid_capstyle="round", zorder=1)
     axes.plot([np.pi], [centre + 12], "s", color="#6b7280", ms=13, zorder=2)  # the robot's base; the arm points ahead
-    norm = Normalize(*measure.limits([v for r in rows if (v := measure.value(r)) is not None]))
+    norm = Normalize(*scale)
     diameter = _dot(rows, heights, edge - centre)
     for row in rows:
         angle, radius = np.radians(row["placement"]["azimuth"]), 90 - row["placement"]["elevation"]

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 
 from armworld.envs.cameras import EXTERIOR, RIGS
-from armworld.evaluation.agents import AGENTS, AgentSettings, make_agent, needs_model
+from armworld.evaluation.agents import AGENTS, AgentSettings, make_agent, needs_model, plans_on_features
 from armworld.evaluation.camera_page import write_page
 from armworld.evaluation.cells import Cell, Worker, load_episode, single_thread
 from armworld.evaluation.episodes import EpisodeResult
@@ -22,9 +22,12 @@ from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progre
 from armworld.evaluation.statistics import mcnemar_exact
 from armworld.evaluation.views import View, Views, make_views, varying_axes
 from armworld.jobs import run_with_progress as run_jobs_with_progress
+from armworld.planners.calibrating import FEWEST_MOVES
 from armworld.sim_assets.catalog import LABS
 from armworld.types import check_name
 
+MOVES = {None: 24, "turn": 24, "adapt": 128}
+LEARNING_S = 45.0  # of a processor core, at each camera
 LOOK_SEED = 1_000_900  # of the range for choosing settings: the fit is a setting
 TRIAL_STEPS = 2
 
@@ -42,9 +45,10 @@ class SweepEpisodes:
         episodes: Episodes per camera; their seeds are seed, seed + 1, ..., the same at every camera.
         seed: First episode's seed.
         seeds: Seeds as A-B, A,B,C or a file with one per line, in place of `episodes` and `seed`.
-        moves: Random moves from which the turn of the model's axes is fitted at every camera, and from which it learns.
+        moves: Random moves at every camera, from which the turn of the model's axes is fitted (by default 24), or with
+            --correct adapt the model learns (by default 128).
         correct: Run the episodes a second time: "turn", with that turn taken out of the model's actions; "adapt", with
-            the model adapted to the camera by those moves, which then go through the whole workspace (give 64 or more).
+            the model adapted to the camera by those moves, which then go through the whole workspace.
     """
 
     task: str = "reach"
@@ -54,7 +58,7 @@ class SweepEpisodes:
     episodes: int = 10
     seed: int = 2_000_000
     seeds: str | None = None
-    moves: int = 24
+    moves: int | None = None
     correct: Literal["turn", "adapt"] | None = None
 
 
@@ -68,12 +72,20 @@ class CameraSweep(AgentSettings, Setup, Views, SweepEpisodes):
         super().__post_init__()
         check_name("agent", self.agent, AGENTS)
         check_name("lab", self.lab, LABS)
-        if self.episodes < 1 or self.moves < 2:
-            raise ValueError(f"expected episodes >= 1 and moves >= 2, got {self.episodes} and {self.moves}")
+        fewest = FEWEST_MOVES if self.correct == "adapt" else 2
+        if self.episodes < 1 or self.moves_there < fewest:
+            raise ValueError(f"expected episodes >= 1 and moves >= {fewest}, got {self.episodes} and {self.moves}")
         if self.correct and not needs_model(self.agent):
             raise ValueError(f"--correct is for world models; agent {self.agent!r} has none")
         if self.correct == "turn" and self.agent == "servo":
             raise ValueError("servo imagines nothing whose axes could turn; valid for it: --correct adapt")
+        if self.correct == "adapt" and not plans_on_features(self.agent):
+            raise ValueError(f"--correct adapt is for planners on a world model of features, not for {self.agent!r}")
+
+    @property
+    def moves_there(self) -> int:
+        """Random moves at every camera."""
+        return self.moves if self.moves is not None else MOVES[self.correct]
 
     @property
     def episode_seeds(self) -> list[int]:
@@ -131,7 +143,7 @@ def make_station(config: CameraSweep, view: View) -> Station:
     cell = make_cell(config, config, (config.task, config.object, config.lab), config.agent, folder / config.agent)
     camera = config.camera or "left"
     cell = replace(cell, env_kwargs=cell.env_kwargs | {"placements": {camera: view.placement.as_dict()}})
-    return Station(view, cell, Look(cell, config.moves, LOOK_SEED, folder, config.correct == "adapt"))
+    return Station(view, cell, Look(cell, config.moves_there, LOOK_SEED, folder, config.correct == "adapt"))
 
 
 def look_through(stations: Sequence[Station], workers: int, ray: str | None = None) -> list[dict[str, Any]]:
@@ -156,7 +168,7 @@ def corrected_cell(config: CameraSweep, station: Station, found: dict[str, Any])
     """The camera's cell with the adapted model, or with the turn of the axes that was found there."""
     cell = replace(station.cell, out=station.cell.out.with_name("corrected"))
     if config.correct == "adapt":
-        return replace(cell, model=str(station.look.adapted))
+        return replace(cell, model=str(station.look.adapted.resolve()))
     return replace(cell, settings=replace(cell.settings, axes_yaw=found["turn"]["yaw_deg"]))
 
 
@@ -170,6 +182,8 @@ def estimate(config: CameraSweep, stations: Sequence[Station], seeds: Sequence[i
     if not pending:
         return f"{what}: all done before."
     seconds = pending * _episode_seconds(stations[0].cell, seeds[0]) / config.workers
+    if config.correct == "adapt":
+        seconds += LEARNING_S * sum(station.look.stored() is None for station in stations) / config.workers
     return f"{what}; {pending} to run: about {told_seconds(seconds)} on {config.workers} process(es)."
 
 
@@ -211,7 +225,7 @@ def camera_record(
     if corrected is not None:
         test = mcnemar_exact([r.success for r in corrected], [r.success for r in run])
         record["corrected"] = {**score(corrected), "summary": summary(corrected), "against_plain": asdict(test)}
-        record["corrected"] |= {"turn": found["adapted_turn"], "by": by}
+        record["corrected"] |= {"turn": found.get("adapted_turn"), "by": by}
     return record
 
 

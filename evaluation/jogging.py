@@ -21,7 +21,6 @@ from armworld.planners.objectives import FinalL1, LatentGoal
 from armworld.planners.registry import make_planner
 from armworld.planners.turning import Moves, fit_turn
 from armworld.types import Observation
-from armworld.worldmodel.adapt import adapt_and_save
 
 JOG_M = 0.05
 AXES = ("x", "y", "z")
@@ -72,7 +71,7 @@ class Reading:
         if self.adapted is None:
             return [("", judge(self.before))]
         return [
-            (f"Adapted by {self.moves} random moves", judge(self.adapted)),
+            (f"Adapted by {self.moves} random moves", judge(self.adapted, adapted=True)),
             ("Before", judge(self.before)),
         ]
 
@@ -124,22 +123,28 @@ def read_jogs(model: Any, jogs: Jogs, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def read_all(
-    model: Any, jogs: Jogs, seed: int, recorded: tuple[np.ndarray, np.ndarray] | None, out: Path, name: str
+def adapted_reading(
+    model: Any,
+    jogs: Jogs,
+    before: dict[str, Any],
+    recorded: tuple[np.ndarray, np.ndarray],
+    seed: int,
+    out: Path,
+    name: str,
 ) -> Reading:
-    """What a model makes of the jogs, and where random moves were recorded, what it does once it has learned from them.
+    """What a model makes of the jogs once it has learned from random moves, beside what it did before.
 
     Args:
         model: A world model.
         jogs: What was seen.
-        seed: Of the search and of the learning.
+        before: `read_jogs` of it.
         recorded: Frames uint8 [T, H, W, 3] and states [T, 7] of the moves.
+        seed: Of the search and of the learning.
         out: Folder for the adapted model.
-        name: The model's name, for its card.
+        name: The model's name or path, for its card.
     """
-    before = read_jogs(model, jogs, seed)
-    if recorded is None:
-        return Reading(before)
+    from armworld.worldmodel.adapt import adapt_and_save
+
     adapted = adapt_and_save(model, *recorded, seed, out, name)
     return Reading(before, read_jogs(adapted, jogs, seed), len(recorded[0]) - 1)
 
@@ -160,8 +165,8 @@ def infer_moves(model: Any, moves: Moves, seed: int) -> np.ndarray:
     return plan.actions[:, 0, :3].cpu().numpy()
 
 
-def judge(findings: dict[str, Any]) -> list[tuple[str, str]]:
-    """A mark (good, weak, bad) and a sentence per examination, the verdict first."""
+def judge(findings: dict[str, Any], adapted: bool = False) -> list[tuple[str, str]]:
+    """A mark (good, weak, bad) and a sentence per examination, the verdict first; `adapted` changes its advice."""
     turn, axes = findings["turn"], findings["axes"]
     error = abs(turn["yaw_deg"])
     yaw = "good" if error <= GOOD_DEG else "weak" if error <= WEAK_DEG else "bad"
@@ -189,10 +194,10 @@ def judge(findings: dict[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     worst = max((mark for mark, _ in marks), key=("good", "weak", "bad").index)
+    learn = "record more moves" if adapted else "adapt the model (armworld preflight --moves 128)"
     advice = {
         "good": "Go: the camera stands where the model understands it.",
-        "weak": "Usable: expect detours; move the camera towards the reference, or adapt the model (--moves 128).",
-        "bad": "Do not deploy from here: move the camera until the live picture lies over the reference, or adapt the "
-        "model (--moves 128).",
+        "weak": f"Usable: expect detours; move the camera towards the reference, or {learn}.",
+        "bad": f"Do not deploy from here: move the camera until the live picture lies over the reference, or {learn}.",
     }
     return [(worst, advice[worst]), *marks]

@@ -17,6 +17,7 @@ from armworld.evaluation.files import plain, read_json, write_bytes, write_json
 
 STREAM = 0x4C4F4F4B  # keeps the moves' draws apart from the environment's, which has the same seed
 THUMBNAIL = 224  # pixels
+HELD_OUT = 24  # moves
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Look:
         """What decides the answer."""
         told = self.cell.question()
         keys = ("env_id", "env_kwargs", "model")
-        question = {"moves": self.moves, "seed": self.seed, "adapt": self.adapt}
-        return plain({**{key: told[key] for key in keys}, **question})
+        adapt = {"adapt": True} if self.adapt else {}
+        return plain({**{key: told[key] for key in keys}, "moves": self.moves, "seed": self.seed, **adapt})
 
     def stored(self) -> dict[str, Any] | None:
         """What was found in an earlier run.
@@ -56,25 +57,32 @@ class Look:
             ValueError: The folder holds the answer to another question.
         """
         path = self.out / "look.json"
-        if not path.exists() or not (self.out / "view.jpg").exists():
+        whole = path.exists() and (self.out / "view.jpg").exists() and (self.adapted.exists() or not self.adapt)
+        if not whole:
             return None  # look.json is written last
-        record = read_json(path)
-        if record["question"] != self.question():
-            raise ValueError(f"{self.out} holds another camera or model; choose another --out or remove it")
+        record, asked = read_json(path), self.question()
+        other = [key for key in {**asked, **record["question"]} if asked.get(key) != record["question"].get(key)]
+        if other:
+            raise ValueError(f"{self.out} was asked with other {', '.join(other)}; choose another --out or remove it")
         return record
 
 
 def look(job: Look) -> dict[str, Any]:
     """Look through one camera and store what was found: thumbnail, the turn of the axes where a model imagines, and the
-    model adapted to the view with the turn of its axes then."""
+    model adapted to the view with the turn of its axes then. Where it is adapted, both turns are those of `HELD_OUT`
+    further moves from which it does not learn."""
     env = open_env(job.cell.env_id, job.cell.env_kwargs)
     try:
         with single_thread():
             model = load_model(job.cell.agent, job.cell.model) if job.cell.model else None
-            frames, states = walk(env, job.moves, job.seed, wide=job.adapt)
+            frames, states = walk(env, job.moves + (HELD_OUT if job.adapt else 0), job.seed, wide=job.adapt)
+            told = slice(job.moves if job.adapt else 0, None)
             model = told_camera(model, env, camera_of(env, model)) if model else None
-            turn = fit(model, frames, states) if hasattr(model, "rollout") else None
-            after = fit(adapt_to(job, model, frames, states), frames, states) if job.adapt else None
+            turn = fit(model, frames[told], states[told]) if hasattr(model, "rollout") else None
+            after = None
+            if job.adapt:
+                adapted = adapt_to(job, model, frames[: job.moves + 1], states[: job.moves + 1])
+                after = fit(adapted, frames[told], states[told])
     finally:
         env.close()
     write_bytes(job.out / "view.jpg", jpeg(frames[0]))

@@ -20,14 +20,14 @@ from rich.console import Console
 from armworld.envs.cameras import EXTERIOR, RIGS, intrinsics, project
 from armworld.evaluation.agents import told_camera
 from armworld.evaluation.cells import env_id_of, open_env, single_thread
-from armworld.evaluation.jogging import ADAPTED, Jogs, Reading, jog, read_all
+from armworld.evaluation.jogging import ADAPTED, Jogs, Reading, adapted_reading, jog, read_jogs
 from armworld.evaluation.looking import walk
 from armworld.evaluation.preflight_page import Live, preflight_record, print_marks, read_picture, write_page
 from armworld.evaluation.views import View, Views, make_views
+from armworld.planners.calibrating import FEWEST_MOVES
 from armworld.real.setup import CellConfig
 from armworld.sim_assets.catalog import LABS
 from armworld.types import check_name
-from armworld.worldmodel.adapt import FEWEST
 
 AXIS_M = 0.12
 
@@ -73,8 +73,10 @@ class PreflightConfig(Views, Watch, CellConfig):
 
     def __post_init__(self) -> None:
         check_name("lab", self.lab, LABS)
-        if self.moves and self.moves < FEWEST - 1:
-            raise ValueError(f"moves must be 0 or at least {FEWEST - 1}, got {self.moves}")
+        if self.moves and self.moves < FEWEST_MOVES:
+            raise ValueError(f"moves must be 0 or at least {FEWEST_MOVES}, got {self.moves}")
+        if not self.moves and (self.out / ADAPTED).exists():
+            raise ValueError(f"{self.out / ADAPTED} was adapted in an earlier run; choose another --out")
         if self.reference is not None and not self.reference.is_file():
             raise ValueError(f"reference {self.reference} is not a file")
         if self.on_arm:
@@ -127,9 +129,12 @@ def preflight_scene(config: PreflightConfig, console: Console | None = None) -> 
         with single_thread():
             seen, live = jog_env(env, camera, config.seed)
             model = told_camera(model, env, camera)
-            recorded = walk(env, config.moves, config.seed, wide=True) if config.moves else None
+            reading = Reading(read_jogs(model, seen, config.seed))
+            if config.moves:
+                recorded, out = walk(env, config.moves, config.seed, wide=True), config.out / ADAPTED
+                console.print(f"Learning from {config.moves} moves ...")
+                reading = adapted_reading(model, seen, reading.before, recorded, config.seed, out, config.model)
             reference = _reference(config, env, camera)  # which puts the camera elsewhere
-            reading = read_all(model, seen, config.seed, recorded, config.out / ADAPTED, config.model)
     finally:
         env.close()
     place = view.placement

@@ -16,6 +16,7 @@ from armworld.pose import action_between
 from armworld.types import Goal, Observation
 
 MOVE_M, RADIUS_M, RISE_M = 0.06, 0.12, 0.02
+FEWEST_MOVES = 15  # that a model is adapted with; fewer tell too little of a view
 WIDE_M = 0.10  # length of a move through the whole workspace
 WORKSPACE = np.array([[0.36, -0.25, 0.24], [0.62, 0.25, 0.46]])  # m, flange: where reach begins and ends
 

@@ -249,7 +249,7 @@ class _Run:
         model = load_model(self.config.agent, self.config.model)
         reference = self.config.reference
         picture = None if reference is None else read_picture(reference, self.facts.size)
-        reading = examine(
+        examined = examine(
             model,
             self.driver,
             self.facts.camera,
@@ -258,9 +258,9 @@ class _Run:
             asdict(self.config),
             self.config.seed,
         )
-        if reading is None:  # the operator stopped it
+        if examined is None:  # the operator stopped it
             return
-        marks = judge(reading.findings)
+        marks = judge(examined[1].findings)
         print_marks(marks, self.console)
         self.console.print(f"jogs {self.folder / 'preflight' / 'index.html'}", highlight=False, soft_wrap=True)
         if marks[0][0] == "bad":

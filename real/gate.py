@@ -259,6 +259,16 @@ class SafetyGate:
                 worst = np.maximum(worst, gap - box.outside(points).min(-1))
         return worst
 
+    def clear(self, state: np.ndarray, wanted: np.ndarray, margin_m: float = 0.0) -> bool:
+        """Whether the whole straight way from one state [7] to another is allowed, and so far from every box's walls.
+
+        For drawing targets beforehand; commands are judged anew when they are sent.
+        """
+        path = Path.between(state, wanted)
+        flange, tips, tilt = path.points(np.linspace(0, 1, SAMPLES), self._tips)
+        inside = self._violations(flange, tips, path.turn) <= -margin_m
+        return bool(inside.all() and (tilt <= self.limits.max_tilt).all())
+
     def _shorten(
         self, state: np.ndarray, wanted: np.ndarray, scale: float
     ) -> tuple[np.ndarray | None, list[tuple[str, str]]]:

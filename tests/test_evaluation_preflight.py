@@ -108,11 +108,11 @@ def test_the_moves_are_recorded_from_the_camera_that_is_asked_about(
     """Not from the rig, which the reference picture is drawn from."""
     heard: list[tuple[Jogs, tuple[np.ndarray, np.ndarray]]] = []
 
-    def listen(model: Any, jogs: Jogs, seed: int, recorded: tuple[np.ndarray, np.ndarray], *_: Any) -> Reading:
+    def listen(model: Any, jogs: Jogs, before: dict, recorded: tuple[np.ndarray, np.ndarray], *_: Any) -> Reading:
         heard.append((jogs, recorded))
-        return Reading(findings(0.0), findings(0.0), len(recorded[0]) - 1)
+        return Reading(before, findings(0.0), len(recorded[0]) - 1)
 
-    monkeypatch.setattr("armworld.evaluation.preflight.read_all", listen)
+    monkeypatch.setattr("armworld.evaluation.preflight.adapted_reading", listen)
     assert preflight(PreflightConfig(azimuth="30", moves=16, out=tmp_path), Console(quiet=True)) == 0
     jogs, (frames, states) = heard[0]
     assert frames.shape[0] == states.shape[0] == 17
@@ -123,6 +123,14 @@ def test_the_moves_are_recorded_from_the_camera_that_is_asked_about(
     assert "as the model read the jogs before" in (tmp_path / "index.html").read_text()
     with pytest.raises(ValueError, match="moves must be 0 or at least 15, got 3"):
         PreflightConfig(moves=3)
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match="was adapted in an earlier run"):
+        PreflightConfig(out=tmp_path)
+
+
+def test_the_advice_does_not_send_in_circles() -> None:
+    bad = findings(60.0)
+    assert "armworld preflight --moves 128" in judge(bad)[0][1] and "more moves" in judge(bad, adapted=True)[0][1]
 
 
 @pytest.mark.slow

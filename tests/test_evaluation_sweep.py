@@ -5,17 +5,20 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
 import evaluation_fake as fake  # noqa: E402
+import worldmodel_small as small  # noqa: E402
 
 from armworld.envs.cameras import RIGS  # noqa: E402
 from armworld.evaluation.camera_page import gallery  # noqa: E402
@@ -24,8 +27,13 @@ from armworld.evaluation.camera_sweep import CameraSweep, camera_sweep, told_sec
 from armworld.evaluation.camera_verdict import axes_against_azimuth, verdict  # noqa: E402
 from armworld.evaluation.files import write_json  # noqa: E402
 from armworld.evaluation.joining import ReportConfig, report  # noqa: E402
+from armworld.evaluation.looking import HELD_OUT  # noqa: E402
 from armworld.evaluation.picture import figure_png  # noqa: E402
 from armworld.evaluation.views import NEUTRAL, Views, label, make_views, parse_axis, varying_axes  # noqa: E402
+from armworld.worldmodel.adapt import AdaptConfig  # noqa: E402
+from armworld.worldmodel.checkpoint import save_world_model  # noqa: E402
+from armworld.worldmodel.model import WorldModelConfig  # noqa: E402
+from armworld.worldmodel.readout import HandReadout, ReadoutConfig  # noqa: E402
 
 RIG = RIGS["lab1"]["left"]
 
@@ -178,6 +186,50 @@ def test_correcting_needs_a_model() -> None:
         CameraSweep(agent="expert", correct="turn")
     with pytest.raises(ValueError, match="valid for it: --correct adapt"):
         CameraSweep(agent="servo", correct="turn")
+
+
+def test_a_model_is_adapted_at_every_camera_and_plays_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model in the simulated cell: learned, stored, used, told; resumed without learning again."""
+    short = AdaptConfig(predictor_steps=2, readout_steps=2, clips=2, frames=4)
+    monkeypatch.setattr("armworld.worldmodel.adapt.AdaptConfig", lambda: short)
+    torch.manual_seed(0)
+    encoder = small.encoder()
+    width = encoder.config.width
+    predictor = small.ac_predictor(features=width, image_size=(64, 64))
+    usage = WorldModelConfig(image_size=(64, 64))
+    readout = HandReadout(ReadoutConfig(width, 16, 4, 16))
+    save_world_model(tmp_path / "small", encoder, predictor, usage, readout=readout)
+    settings = {"task": "reach", "agent": "cem", "model": str(tmp_path / "small"), "azimuth": "0", "episodes": 1}
+    config = CameraSweep(
+        out=tmp_path / "out", max_steps=2, samples=8, iterations=1, moves=15, correct="adapt", **settings
+    )
+    record = camera_sweep(config, Console(quiet=True))
+    (view,) = record["views"]
+    assert view["corrected"]["by"] == "adapt" and view["corrected"]["turn"]["yaw_deg"] != view["turn"]["yaw_deg"]
+    assert view["turn"]["moves"] <= HELD_OUT and len(view["corrected"]["episodes"]) == 1
+    adapted = tmp_path / "out" / "views" / "rig" / "adapted"
+    learned = json.loads((adapted / "config.json").read_text())["about"]["adapted"]
+    assert learned["moves"] == 15 and learned["from"] == str(tmp_path / "small")
+    stamp = (adapted / "model.safetensors").stat().st_mtime_ns
+    printed = io.StringIO()
+    again = camera_sweep(config, Console(file=printed, width=200))
+    assert "all done before" in printed.getvalue() and again["views"][0]["corrected"] == view["corrected"]
+    assert (adapted / "model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="asked with other moves; choose another --out"):
+        camera_sweep(replace(config, moves=16), Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"agent": "cem", "moves": 10}, "moves >= 15, got 10 and 10"),
+        ({"agent": "octo"}, "planners on a world model of features, not for 'octo'"),
+    ],
+)
+def test_what_cannot_be_adapted_is_said_beforehand(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CameraSweep(correct="adapt", **settings)
+    assert CameraSweep(correct="adapt").moves_there == 128 and CameraSweep().moves_there == 24
 
 
 def test_the_verdict_names_the_range_and_follows_the_axes() -> None:

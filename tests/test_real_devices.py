@@ -245,7 +245,7 @@ def test_a_missing_library_is_named_with_its_install_line(monkeypatch, device, m
 
 
 UNWANTED = ("robosuite", "stable_baselines3", "transformers", "lerobot", "ray", "franky", "cv2", "pyrealsense2")
-TRAINERS = ("pretrain", "posttrain", "training", "align")
+TRAINERS = ("pretrain", "posttrain", "training", "align", "adapt")
 
 
 def test_the_folder_imports_neither_robosuite_nor_the_trainers() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from armworld.evaluation.files import read_json
-from armworld.evaluation.jogging import Reading, judge, read_jogs
+from armworld.evaluation.jogging import Jogs, Reading, judge, read_jogs
 from armworld.evaluation.preflight import PreflightConfig, preflight
 from armworld.planners.turning import turn_actions
 from armworld.pose import apply_action
@@ -24,10 +24,12 @@ from armworld.real.deploy import DeployConfig, _Run
 from armworld.real.driving import Driver
 from armworld.real.fakes import FakeArm, FakeCamera, FakeGripper
 from armworld.real.gate import SafetyGate
-from armworld.real.jogs import JogFailed, examine, jog_arm, roam_arm, room_to_roam
+from armworld.real.jogs import examine, jog_arm
 from armworld.real.journal import read_journal
 from armworld.real.limits import FRANKA_HAND, Box, Limits
+from armworld.real.moving import JogFailed, Mover
 from armworld.real.protocols import Frame
+from armworld.real.roaming import roam_arm, room_to_roam
 from armworld.worldmodel.model import Rollout
 
 BOX, TIPS = (0.3, -0.3, 0.15, 0.7, 0.3, 0.6), (0.2, -0.4, 0.01, 0.8, 0.4, 0.6)
@@ -36,6 +38,7 @@ LIMITS = Limits(Box(BOX[:3], BOX[3:]), Box(TIPS[:3], TIPS[3:]), fingers=FRANKA_H
 HOST = "172.16.0.2"
 HARDWARE: dict[str, Any] = {"host": HOST, "cameras": ("left=opencv:0",), "workspace": BOX, "fingertips": TIPS}
 GOALLED: dict[str, Any] = {**HARDWARE, "goal": (Path("goal.png"),)}
+SEEN = Jogs(np.zeros((13, 48, 64, 3), np.uint8), np.zeros((13, 7), np.float32))
 UNIT_M = 1e-6  # what a painted coordinate is counted in
 
 
@@ -89,8 +92,8 @@ def make_driver(folder: Path, arm: FakeArm | None = None, **settings: Any) -> Dr
 
 def test_every_move_passes_the_gate_and_is_logged_and_the_verdict_is_the_simulations(tmp_path: Path) -> None:
     driver = make_driver(tmp_path)
-    reading = examine(Turned(-60.0), driver, "left", None, tmp_path / "page", {"model": "turned"}, 0)
-    assert reading is not None and reading.mark == "bad" and reading.adapted is None
+    examined = examine(Turned(-60.0), driver, "left", None, tmp_path / "page", {"model": "turned"}, 0)
+    assert examined is not None and examined[1].mark == "bad" and examined[1].adapted is None
     record = read_json(tmp_path / "page" / "preflight.json")
     assert record["mark"] == "bad" and record["findings"]["turn"]["yaw_deg"] == pytest.approx(-60, abs=1)
     assert "Verdict" in (tmp_path / "page" / "index.html").read_text()
@@ -169,16 +172,51 @@ def test_random_moves_stay_in_what_the_boxes_leave_of_the_workspace(tmp_path: Pa
     assert low[2] == pytest.approx(0.15 + 0.1124 + 0.01) and high[0] == pytest.approx(0.62)
     with pytest.raises(JogFailed, match="no room for random moves"):
         room_to_roam(replace(LIMITS, workspace=Box((0.4, -0.02, 0.2), (0.6, 0.02, 0.5))))
-    driver = make_driver(tmp_path)
-    recorded = roam_arm(driver, "left", 6, 0)
-    assert recorded is not None and recorded[0].shape == (7, 48, 64, 3) and recorded[1].shape == (7, 7)
-    travelled = np.linalg.norm(np.diff(recorded[1][:, :3], axis=0), axis=1)
-    assert (travelled > 0.02).all() and (travelled < 0.105).all()
-    assert (recorded[1][1:, :3] > room_to_roam(LIMITS)[0] - 0.005).all()
-    assert len(list((tmp_path / "drives").iterdir())) == 6
+
+
+def test_random_moves_keep_clear_of_boxes_and_end_where_they_began(tmp_path: Path) -> None:
+    post = Box((0.44, -0.06, 0.0), (0.52, 0.06, 0.5))
+    driver = make_driver(tmp_path, FakeArm(np.array([0.40, 0.15, 0.35, np.pi, 0, 0])))
+    driver.gate = SafetyGate(replace(LIMITS, keep_out=(post,)))
+    recorded = roam_arm(driver, "left", 12, 0)
+    assert recorded is not None and recorded[0].shape == (13, 48, 64, 3) and recorded[1].shape == (13, 7)
+    places = recorded[1][:, :3]
+    travelled = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    assert (travelled > 0.017).all() and (travelled < 0.105).all()
+    assert (places[1:] > room_to_roam(LIMITS)[0] - 0.005).all() and (post.outside(places) > 0).all()
+    verdicts = [row["verdict"] for log in (tmp_path / "drives").iterdir() for row in read_journal(log)[1]]
+    assert set(verdicts) <= {"pass", "clip"}, "the gate held nothing: every way was free"
+    np.testing.assert_allclose(driver.look()["state"][:3], places[0], atol=0.0025)
+
+
+def test_random_moves_end_with_the_stop_request_or_with_what_is_in_the_way(tmp_path: Path) -> None:
     driver = make_driver(tmp_path / "stopped")
     driver.stop.set("stop button")
-    assert roam_arm(driver, "left", 6, 0) is None
+    assert roam_arm(driver, "left", 6, 0) is None and not commands(driver.cell)
+    with pytest.raises(JogFailed, match=r"random move \d: the arm went \d+ mm instead of \d+"):
+        roam_arm(make_driver(tmp_path / "blocked", Caught(8)), "left", 12, 0)
+    everywhere = replace(LIMITS, keep_out=(Box((0.0, -0.4, 0.0), (0.9, 0.4, 0.9)),))
+    caged = make_driver(tmp_path / "caged")
+    caged.gate = SafetyGate(everywhere)
+    with pytest.raises(JogFailed, match="no free way for a random move"):
+        roam_arm(caged, "left", 12, 0)
+
+
+class Sagging(FakeArm):
+    """Turns a little further from where it was sent at every command."""
+
+    def command(self, pose: np.ndarray) -> np.ndarray:
+        sent = super().command(pose)
+        self.pose = self.pose + np.array([0, 0, 0, 0, 0.002, 0])
+        return sent
+
+
+def test_a_sag_does_not_grow_from_move_to_move(tmp_path: Path) -> None:
+    driver = make_driver(tmp_path, Sagging())
+    mover = Mover(driver, "move", str)
+    for sign in (1, -1) * 6:
+        mover.move(np.array([0.03 * sign, 0, 0, 0, 0, 0, 0]))
+    assert abs(float(mover.seen["state"][4])) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -207,14 +245,14 @@ def test_bad_settings_are_named(tmp_path: Path) -> None:
         DeployConfig(sim=True, reference=tmp_path / "nowhere.png")
 
 
-def answering(mark: str | None, drivers: list[Driver]) -> Callable[..., Reading | None]:
+def answering(mark: str | None, drivers: list[Driver]) -> Callable[..., tuple[Jogs, Reading] | None]:
     """Stands in for `examine`."""
     turn = {"yaw_deg": {"good": 1.0, "weak": 15.0}.get(mark or "", 60.0), "spread_deg": 1.0, "contrast": 0.5}
     found = {"turn": turn | {"energy": 0.1}, "copy_energy": 0.2, "axes": {"error_m": 0.01, "gain": 1.0}}
 
-    def examined(model: Any, driver: Driver, *_: Any) -> Reading | None:
+    def examined(model: Any, driver: Driver, *_: Any) -> tuple[Jogs, Reading] | None:
         drivers.append(driver)
-        return None if mark is None else Reading(found)
+        return None if mark is None else (SEEN, Reading(found))
 
     return examined
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from armworld.pose import action_between
 from armworld.worldmodel.adapt import AdaptConfig, adapt, adapt_and_save
-from armworld.worldmodel.checkpoint import load_world_model
+from armworld.worldmodel.checkpoint import load_world_model, save_world_model
 from armworld.worldmodel.model import VJEPA2AC, WorldModelConfig
 from armworld.worldmodel.readout import HandReadout, ReadoutConfig
 
@@ -51,7 +51,10 @@ def imagined_and_copied(world: VJEPA2AC, z: Tensor, states: np.ndarray) -> tuple
 
 def test_it_imagines_and_reads_moves_it_has_not_seen_and_leaves_the_model_alone() -> None:
     world = model()
-    before = {name: value.clone() for name, value in world.predictor.state_dict().items()}
+    assert world.readout is not None
+    before, read_before = (
+        {name: value.clone() for name, value in part.state_dict().items()} for part in (world.predictor, world.readout)
+    )
     frames, states = recording(80, 0)
     adapted = adapt(world, frames, states, torch.Generator().manual_seed(0), CONFIG)
     other, told = recording(40, 1)
@@ -63,7 +66,10 @@ def test_it_imagines_and_reads_moves_it_has_not_seen_and_leaves_the_model_alone(
     there = torch.from_numpy(told[:, :3])
     errors = [float((read(z).detach()[:, :3] - there).norm(dim=-1).mean()) for read in (world.readout, adapted.readout)]
     assert errors[1] < 0.6 * errors[0]
-    assert all(torch.equal(value, before[name]) for name, value in world.predictor.state_dict().items())
+    for part, kept in ((world.predictor, before), (world.readout, read_before)):
+        assert all(torch.equal(value, kept[name]) for name, value in part.state_dict().items())
+        assert not any(p.grad is not None for p in part.parameters())
+    assert not any(p.requires_grad for p in adapted.readout.parameters())
     assert adapted.encoder is world.encoder and not any(p.requires_grad for p in adapted.predictor.parameters())
 
 
@@ -90,17 +96,29 @@ def test_a_predictor_that_reads_extrinsics_is_told_them() -> None:
     assert adapted.config.extrinsics == usage.extrinsics
 
 
+def test_a_model_in_its_cameras_frame_is_in_the_base_frame_afterwards() -> None:
+    """What it learns from is told there; nothing may turn its states any more."""
+    world = model()
+    world.config = WorldModelConfig(image_size=SIZE, camera_frame=40.0)
+    frames, states = recording(20, 0)
+    adapted = adapt(world, frames, states, torch.Generator(), AdaptConfig(predictor_steps=1, readout_steps=1))
+    assert world.turns_states and not adapted.turns_states
+
+
 def test_it_is_stored_as_a_checkpoint_that_says_what_it_learned_from(tmp_path: Path) -> None:
     frames, states = recording(17, 0)
+    world, source = model(), tmp_path / "source"
+    parts = world.encoder, world.predictor, world.config
+    save_world_model(source, *parts, readout=world.readout, about={"made": "by hand"})
     adapted = adapt_and_save(
-        model(), frames, states, 5, tmp_path / "model", "debug", AdaptConfig(predictor_steps=2, readout_steps=2)
+        world, frames, states, 5, tmp_path / "model", str(source), AdaptConfig(predictor_steps=2, readout_steps=2)
     )
     again = load_world_model(tmp_path / "model")
     z = adapted.encode(frames[:, None])[:, 0]
     assert again.readout is not None and adapted.readout is not None
     torch.testing.assert_close(again.readout(z), adapted.readout(z), atol=2e-3, rtol=0)
     config = (tmp_path / "model" / "config.json").read_text()
-    assert '"moves": 16' in config and '"from": "debug"' in config
+    assert '"moves": 16' in config and f'"from": "{source}"' in config and '"made": "by hand"' in config
 
 
 def test_what_it_cannot_learn_from_is_named() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from armworld.pose import action_between
 from armworld.worldmodel.blocks import normalize
-from armworld.worldmodel.checkpoint import save_world_model
+from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
 from armworld.worldmodel.model import VJEPA2AC
 from armworld.worldmodel.prediction_loss import PredictionLoss
 from armworld.worldmodel.processes import precision
 from armworld.worldmodel.readout import reading_loss
 
 ENCODED = 32  # frames per pass through the encoder
-FEWEST = 16  # frames; fewer tell too little of a view
+FEWEST = 16  # frames: `planners.calibrating.FEWEST_MOVES` and one
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def adapt(
     parts = [model.encode(part[:, None])[:, 0] for part in np.array_split(frames, math.ceil(len(frames) / ENCODED))]
     z, told = torch.cat(parts).to(model.device), torch.from_numpy(states).to(model.device)
     adapted = copy.copy(model)
+    adapted.config = replace(model.config, camera_frame=None)  # what it learns is told in the base frame
     adapted.predictor = copy.deepcopy(model.predictor)
     _teach_predictor(adapted, z, told, generator, config)
     if model.readout is not None:
@@ -119,10 +120,14 @@ def adapt_and_save(
     name: str,
     config: AdaptConfig | None = None,
 ) -> VJEPA2AC:
-    """`adapt` with a generator of that seed; the model is stored as the checkpoint folder `out`, made from `name`."""
+    """`adapt` with a generator of that seed; the model is stored as the checkpoint folder `out`.
+
+    Its card keeps that of `name`, the checkpoint that `model` was loaded from.
+    """
     config = config or AdaptConfig()
     adapted = adapt(model, frames, states, torch.Generator().manual_seed(seed), config)
-    about = {"adapted": {"from": name, "moves": len(frames) - 1, "seed": seed, **asdict(config)}}
+    learned = {"from": name, "moves": len(frames) - 1, "seed": seed, **asdict(config)}
+    about = {**load_checkpoint(name).about, "adapted": learned}
     parts = adapted.encoder, adapted.predictor, adapted.config
     save_world_model(out, *parts, readout=adapted.readout, about=about, storage="float16")
     return adapted

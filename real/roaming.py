@@ -1,0 +1,80 @@
+"""Random moves of an arm through what the gate's boxes leave of the workspace: a model learns to see from them.
+
+They are drawn so that the whole way of each is allowed; each is a drive through the gate with a log of its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from armworld.planners.calibrating import WORKSPACE, WideMoves
+from armworld.real.driving import Driver
+from armworld.real.limits import Limits
+from armworld.real.moving import JogFailed, Mover
+from armworld.types import check_name
+
+CLEAR_M, NARROWEST_M = 0.01, 0.05  # how far the moves keep from the gate's boxes, and the least room for them
+SHORT_M = 0.02  # a shorter way tells little
+TRIES = 200  # draws of one move
+
+
+def room_to_roam(limits: Limits) -> np.ndarray:
+    """Corners [2, 3] (m) of where the flange may go by random moves: `WORKSPACE`, as far as it lies inside the boxes.
+
+    Raises:
+        JogFailed: Nothing is left of it.
+    """
+    fingers = limits.fingers
+    reach = np.array([fingers.half_span_m, fingers.half_span_m, fingers.length_m])
+    low = np.max(
+        [WORKSPACE[0], np.add(limits.workspace.low, CLEAR_M), np.array(limits.fingertips.low) + reach + CLEAR_M], 0
+    )
+    reach[2] = -fingers.length_m  # the tips point down
+    high = np.min(
+        [WORKSPACE[1], np.subtract(limits.workspace.high, CLEAR_M), limits.fingertips.high - reach - CLEAR_M], 0
+    )
+    if not (high - low >= NARROWEST_M).all():
+        left = f"{np.round(low, 3).tolist()} to {np.round(high, 3).tolist()} m"
+        raise JogFailed(
+            f"no room for random moves: the boxes leave {left}, and {NARROWEST_M:g} m along every axis are needed"
+        )
+    return np.stack([low, high])
+
+
+def roam_arm(driver: Driver, camera: str, moves: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Random moves, and back to where the arm stood.
+
+    Answers frames uint8 [moves + 1, H, W, 3] and states [moves + 1, 7]; None where the driver's stop request ended
+    them.
+
+    Raises:
+        ValueError: No such camera; `JogFailed`: there is no room, or a move was stopped by a fault or something in the
+            way.
+        DeviceError: A device does not answer.
+    """
+    check_name("camera", camera, driver.cell.cameras)
+    random = WideMoves(np.random.default_rng(seed), *room_to_roam(driver.gate.limits))
+    mover = Mover(driver, "move", lambda count: f"random move {count}" if count < moves else "the way back")
+    seen = [mover.seen]
+    try:
+        for _ in range(moves):
+            seen.append(mover.drive(_draw(random, mover)))
+        if driver.gate.clear(np.asarray(mover.seen["state"], float), mover.home):
+            mover.drive(mover.home)
+    except JogFailed:
+        if driver.stop.event.is_set():
+            return None
+        raise
+    return np.stack([o[camera] for o in seen]), np.stack([o["state"] for o in seen]).astype(np.float32)
+
+
+def _draw(random: WideMoves, mover: Mover) -> np.ndarray:
+    """A state [7] to which the whole way is free."""
+    here = np.asarray(mover.seen["state"], float)
+    for _ in range(TRIES):
+        target = mover.target(random.next(here))
+        if np.linalg.norm(target[:3] - here[:3]) >= SHORT_M and mover.driver.gate.clear(here, target, CLEAR_M / 2):
+            return target
+    raise JogFailed(
+        f"no free way for a random move from {np.round(here[:3], 3).tolist()} m among the boxes, {TRIES} were tried"
+    )
