@@ -153,21 +153,14 @@ class PlanningAgent:
                 "schedules valid without: budget, energy"
             )
         self.model, self.objective = model, objective
-        self.use_planner(planner)
+        self.planner = planner
+        grips_last = self.config.gripper == "last" and planner.config.space.max_gripper > 0
+        self._arm_planner = _with_the_gripper_still(planner) if grips_last else None
         self.camera, self.generator, self.device = camera, generator, torch.device(device)
         self.last_plan: Plan | None = None
         self.last_step: StepRecord | None = None
         self.history: list[StepRecord] = []
         self._goals: tuple[LatentGoal, ...] = ()
-
-    def use_planner(self, planner: Planner) -> None:
-        """Plan with `planner` from now on."""
-        self.planner = planner
-        self._arm_planner = None
-        if self.config.gripper == "last" and planner.config.space.max_gripper:
-            self._arm_planner = copy.copy(planner)
-            space = replace(planner.config.space, max_gripper=0.0)
-            self._arm_planner.config = replace(planner.config, space=space)
 
     def reset(self, goal: Goal) -> None:
         """Begin an episode: encode every sub-goal's image. A sub-goal without a state is a picture alone."""
@@ -336,3 +329,10 @@ class PlanningAgent:
             plan_seconds=plan_seconds,
         )
         self.history.append(self.last_step)
+
+
+def _with_the_gripper_still(planner: Planner) -> Planner:
+    """The planner, moving the arm alone."""
+    still = copy.copy(planner)
+    still.config = replace(planner.config, space=replace(planner.config.space, max_gripper=0.0))
+    return still
