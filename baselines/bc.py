@@ -45,7 +45,6 @@ from armworld.worldmodel.model import WorldModelConfig
 from armworld.worldmodel.posttrain import open_encoder, open_features
 from armworld.worldmodel.sizes import check_image_size
 from armworld.worldmodel.training import (
-    Budget,
     Processes,
     TrainingRun,
     make_optimizer,
@@ -219,19 +218,8 @@ def train(config: BCTrainConfig) -> Path:
     optimizer = make_optimizer(config.optimizer, policy, blocks, config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     modules: dict[str, nn.Module] = {"policy": policy, "average": average}
-    budget = Budget(config.steps, config.minutes)
     data = [store.content() for store in sources.train.stores]
-    run = TrainingRun(
-        config.out,
-        config.identity(),
-        budget,
-        modules,
-        optimizer,
-        generators,
-        processes,
-        config.save_minutes,
-        data=data,
-    )
+    run = TrainingRun(config, modules, optimizer, generators, processes, data=data)
     began = time.process_time()
     for step in run.steps():
         run.set_cosine_rate(config.learning_rate, config.warmup)

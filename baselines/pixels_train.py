@@ -27,7 +27,6 @@ from armworld.pose import action_between
 from armworld.worldmodel.checkpoint import save_parts
 from armworld.worldmodel.model import WorldModelConfig
 from armworld.worldmodel.training import (
-    Budget,
     Processes,
     TrainingRun,
     make_optimizer,
@@ -146,18 +145,8 @@ def train(config: PixelTrainConfig) -> Path:
     optimizer = make_optimizer("adamw", network, (), config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     modules: dict[str, nn.Module] = {"network": network}
-    budget = Budget(config.steps, config.minutes)
-    run = TrainingRun(
-        config.out,
-        config.identity(),
-        budget,
-        modules,
-        optimizer,
-        generators,
-        processes,
-        config.save_minutes,
-        data=[store.content() for store in stores],
-    )
+    data = [store.content() for store in stores]
+    run = TrainingRun(config, modules, optimizer, generators, processes, data=data)
     began = time.process_time()
     for step in run.steps():
         run.set_cosine_rate(config.learning_rate, config.warmup)

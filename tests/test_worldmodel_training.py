@@ -50,7 +50,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
     nn.init.zeros_(module.weight)
     optimizer = make_optimizer("adamw", module, (), 0.1, 0.0)
     generators = np.random.default_rng(0), torch.Generator()
-    run = TrainingRun(tmp_path, {}, Budget(steps=2), {"m": module}, optimizer, generators, Processes(), 1.0)
+    run = TrainingRun(settings(tmp_path, steps=2), {"m": module}, optimizer, generators, Processes())
     with pytest.raises(ValueError, match=r"the gradient's norm became nan at step 0; the last good state is kept"):
         run.optimise(module(torch.ones(1)).square().sqrt().sum())  # 0, with the slope of a root there
     assert module.weight.item() == 0

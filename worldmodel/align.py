@@ -21,10 +21,8 @@ from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
 from armworld.worldmodel.posttrain import open_features
 from armworld.worldmodel.readout import HandReadout, ReadoutConfig, reading_errors, reading_loss
 from armworld.worldmodel.training import (
-    Budget,
     Processes,
     TrainingRun,
-    defaults_of,
     make_optimizer,
     pick_device,
     plot_metrics,
@@ -114,18 +112,14 @@ def align(config: AlignConfig) -> Path:
     readout = build_readout(config, cache).to(device)
     optimizer = make_optimizer("adamw", readout, [], config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
-    identity = {**config.identity(), "model": encoder_hash(predictor)}
     run = TrainingRun(
-        config.out,
-        identity,
-        Budget(config.steps, config.minutes),
+        config,
         {"readout": readout},
         optimizer,
         generators,
         Processes(),
-        config.save_minutes,
-        defaults_of(config),
         data=cache.content(),
+        settings={"model": encoder_hash(predictor)},
     )
     for step in run.steps():
         run.set_cosine_rate(config.learning_rate, 100)
@@ -142,7 +136,7 @@ def align(config: AlignConfig) -> Path:
         if step and step % config.validate_every == 0:
             run.log(validate(readout, held_out, predictor, config, device))
     scores = validate(readout, held_out, predictor, config, device)
-    about = {**loaded.about, "readout": {**identity, "steps": run.budget.step, "validation": scores}}
+    about = {**loaded.about, "readout": {**run.settings, "steps": run.budget.step, "validation": scores}}
     out = save_world_model(config.out / "model", encoder, loaded.predictor, usage, about=about, readout=readout)
     plot_metrics(run.metrics_path, config.out / "curves.png", CURVES)
     return out

@@ -30,10 +30,8 @@ from armworld.worldmodel.prediction_loss import ACTION_SCALE, PredictionLoss
 from armworld.worldmodel.processes import unsharded
 from armworld.worldmodel.sizes import ACPredictorConfig, encoder_config
 from armworld.worldmodel.training import (
-    Budget,
     Processes,
     TrainingRun,
-    defaults_of,
     make_optimizer,
     pick_device,
     plot_metrics,
@@ -266,22 +264,11 @@ def posttrain(config: PosttrainConfig) -> Path:
         config.optimizer, objective, predictor.predictor_blocks, config.learning_rate, config.weight_decay
     )
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
-    budget = Budget(config.steps, config.minutes)
     modules: dict[str, nn.Module] = {"predictor": predictor}
     if objective.inverse is not None:
         modules["inverse"] = objective.inverse
     run = TrainingRun(
-        config.out,
-        config.identity(),
-        budget,
-        modules,
-        optimizer,
-        generators,
-        processes,
-        config.save_minutes,
-        defaults_of(config),
-        config.tensorboard,
-        cache.content(),
+        config, modules, optimizer, generators, processes, data=cache.content(), tensorboard=config.tensorboard
     )
     share = processes.share(config.batch)
     for step in run.steps():
@@ -305,7 +292,7 @@ def posttrain(config: PosttrainConfig) -> Path:
     if processes.is_main:
         assert isinstance(whole, ACPredictor)
         training = {**config.identity(), "encoder": encoder_hash(encoder)}
-        about = {"training": training, "steps": budget.step, "seconds": round(budget.elapsed)}
+        about = {"training": training, "steps": run.budget.step, "seconds": round(run.budget.elapsed)}
         about |= {"data": [path.name for path in config.data], "frames": len(cache.states), "device": device.type}
         size, window = encoder.config.image_size, config.window or config.frames - 1
         usage = WorldModelConfig(config.step_seconds, size, config.camera, config.layers, window)

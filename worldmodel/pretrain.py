@@ -32,10 +32,8 @@ from armworld.worldmodel.processes import unsharded
 from armworld.worldmodel.sizes import PATCH, TUBELET, EncoderConfig, MaskPredictorConfig, encoder_config
 from armworld.worldmodel.training import (
     DECAY_SHARE,
-    Budget,
     Processes,
     TrainingRun,
-    defaults_of,
     make_optimizer,
     pick_device,
     plot_metrics,
@@ -188,19 +186,9 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
     blocks = [*denoiser.student.blocks, *denoiser.predictor.predictor_blocks]
     optimizer = make_optimizer(config.optimizer, denoiser, blocks, config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
-    budget = Budget(config.steps, config.minutes)
-    run = TrainingRun(
-        config.out,
-        config.identity(),
-        budget,
-        {"denoiser": denoiser, "teacher": denoiser.teacher},
-        optimizer,
-        generators,
-        processes,
-        config.save_minutes,
-        defaults_of(config),
-        config.tensorboard,
-    )
+    modules = {"denoiser": denoiser, "teacher": denoiser.teacher}
+    run = TrainingRun(config, modules, optimizer, generators, processes, tensorboard=config.tensorboard)
+    budget = run.budget
     for step in run.steps():
         run.set_learning_rate(config.learning_rate / 5, config.learning_rate)
         with run.memory_advice():

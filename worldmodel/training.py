@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,7 +43,6 @@ __all__ = [
     "Optimizers",
     "Processes",
     "TrainingRun",
-    "defaults_of",
     "make_optimizer",
     "parameter_groups",
     "pick_device",
@@ -121,6 +120,34 @@ def warmup_cosine(progress: float, step: int, peak: float, warmup_steps: int) ->
     return peak * rise * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+class TrainingConfig(Protocol):
+    """What a trainer's configuration tells of its run."""
+
+    @property
+    def out(self) -> Path:
+        """The run's folder."""
+        ...
+
+    @property
+    def steps(self) -> int | None:
+        """Optimiser steps; see `Budget`."""
+        ...
+
+    @property
+    def minutes(self) -> float | None:
+        """Wall time; see `Budget`."""
+        ...
+
+    @property
+    def save_minutes(self) -> float:
+        """Between saved states."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run to be resumed."""
+        ...
+
+
 class TrainingRun:
     """A run folder and everything that changes while training: modules, optimiser, generators, budget, log.
 
@@ -131,42 +158,42 @@ class TrainingRun:
 
     def __init__(
         self,
-        out: Path,
-        settings: dict[str, Any],
-        budget: Budget,
+        config: TrainingConfig,
         modules: dict[str, nn.Module],
         optimizer: Optimizers,
         generators: tuple[np.random.Generator, torch.Generator],
         processes: Processes,
-        save_minutes: float,
-        defaults: Mapping[str, Any] | None = None,
-        tensorboard: bool = False,
         data: str | list[str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        tensorboard: bool = False,
     ) -> None:
         """Open the folder and restore what it holds.
 
         Args:
-            defaults: Values that settings have in folders of earlier versions, which do not name them.
-            tensorboard: Also log to `out/tensorboard`.
+            config: Folder, budget and settings. Those with a default value have it in folders of earlier versions,
+                which do not name them.
             data: What it trains on (`Store.content`): a setting like the others, but that earlier versions do not name.
+            settings: More of what must be equal for a run to be resumed.
+            tensorboard: Also log to `out/tensorboard`.
 
         Raises:
             ValueError: A run of other settings is there, or another process trains there now.
         """
         told = {} if data is None else {"data": data}
-        self.defaults = {**(defaults or {}), **told}
-        self.out, self.settings, self.budget = out, {**settings, **told}, budget
+        self.defaults = {**_defaults_of(config), **told}
+        self.out, self.settings = config.out, {**config.identity(), **(settings or {}), **told}
+        self.budget = Budget(config.steps, config.minutes)
         self.modules, self.optimizer, self.processes = modules, optimizer, processes
         self.numpy_rng, self.torch_rng = generators
-        self.save_seconds = 60 * save_minutes
-        self.state_path = out / "state.pt"
-        self.metrics_path = out / "metrics.jsonl"
+        self.save_seconds = 60 * config.save_minutes
+        self.state_path = self.out / "state.pt"
+        self.metrics_path = self.out / "metrics.jsonl"
         self._progress: Progress | None = None
         with ExitStack() as held:
             if processes.is_main:
-                held.enter_context(exclusive(out))
+                held.enter_context(exclusive(self.out))
             self._restore()
-            self._metrics = Metrics(self.metrics_path, budget.step, processes.is_main, tensorboard)
+            self._metrics = Metrics(self.metrics_path, self.budget.step, processes.is_main, tensorboard)
             self._held = held.pop_all()  # the folder, until the end of `steps`
 
     def steps(self) -> Iterator[int]:
@@ -278,6 +305,6 @@ class TrainingRun:
         self.budget.step, self.budget.elapsed = state["step"], state["elapsed"]
 
 
-def defaults_of(config: Any) -> dict[str, Any]:
+def _defaults_of(config: Any) -> dict[str, Any]:
     """The default values of a dataclass's fields, where they have one: what older runs trained with."""
     return {f.name: f.default for f in fields(config) if f.default is not MISSING}
