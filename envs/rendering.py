@@ -8,6 +8,7 @@ Frames are byte-identical from one call, process and backend (EGL, OSMesa) to th
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib
 import os
@@ -180,5 +181,14 @@ _open: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 @functools.cache
 def _close_all_at_exit() -> None:
-    """Called after the first context exists, so that this runs before the backend's own clean-up at exit."""
-    atexit.register(lambda: [renderer.close() for renderer in list(_open)])
+    """Called after the first context exists, so that this runs before the backend's own clean-up at exit.
+
+    Another library that shares the display (dm_control) may have ended it before: then nothing is left to free.
+    """
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for renderer in list(_open):
+        with contextlib.suppress(Exception):
+            renderer.close()
