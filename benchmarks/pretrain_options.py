@@ -24,8 +24,8 @@ from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.doctor_stills import read_stills, take_stills
 from armworld.evaluation.files import plain, read_json, write_json
 from armworld.types import check_name
-from armworld.worldmodel.checkpoint import load_encoder
 from armworld.worldmodel.encoder import Encoder
+from armworld.worldmodel.posttrain import open_encoder
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
 from armworld.worldmodel.recipe import RecipeConfig
 
@@ -106,11 +106,8 @@ def run_arm(config: Config, name: str, seed: int) -> list[dict[str, Any]]:
             raise ValueError(f"{out} was scored with {stored['asked']}, asked for {asked}; choose another --out")
         return stored["rows"]
     settings, started = settings_of(config, name, seed), time.process_time()
-    if ARMS[name] is None:
-        torch.manual_seed(seed)
-        encoder = Encoder(settings.encoder)
-    else:
-        encoder = load_encoder(pretrain(settings))
+    untrained = f"random:{settings.size}:{settings.depth}"
+    encoder = open_encoder(untrained if ARMS[name] is None else str(pretrain(settings)), settings.image_size, seed)
     spent = time.process_time() - started
     rows = []
     for layers in (None, *(config.layers if name == "recipe" else ())):

@@ -53,9 +53,8 @@ def write_page(out: Path, record: Mapping[str, Any], pictures: Mapping[str, byte
         page.picture(figure_png(curves_figure(rows, varying)), "success and turn of the axes against each offset")
     page.heading("The views").raw(gallery(rows, varying, pictures))
     page.heading("Numbers").table(*_table(rows, varying))
-    if any("corrected" in row for row in rows):
-        again = correction_of(rows) or ""
-        page.heading(f"{again[0].upper()}{again[1:]}").table(*_corrected(rows, varying, again))
+    if (again := correction_of(rows)) is not None:
+        page.heading(again.capitalize()).table(*_corrected(rows, varying, again))
     provenance(page, record)
     write_bytes(out / "sweep.png", sky)
     page.write(out / "index.html")

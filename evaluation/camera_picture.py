@@ -94,11 +94,11 @@ def sky_figure(rows: Sequence[Row]) -> Figure:
     lines = [("", rows)]
     if (again := correction_of(rows)) is not None:
         lines.append((f"\n{again}", corrected_rows(rows)))
-    shown = measures(rows)
+    shown, everything = measures(rows), [row for _, part in lines for row in part]
     figure = Figure(figsize=(4.0 * len(shown), 4.8 * len(lines)), layout="constrained")
     for line, (suffix, part) in enumerate(lines):
         for index, measure in enumerate(measures(part)):
-            scale = measure.limits([v for row in [*rows, *lines[-1][1]] if (v := measure.value(row)) is not None])
+            scale = measure.limits([v for row in everything if (v := measure.value(row)) is not None])
             axes = figure.add_subplot(len(lines), len(shown), line * len(shown) + index + 1, projection="polar")
             assert isinstance(axes, PolarAxes)
             _dome(figure, axes, part, measure._replace(title=measure.title + suffix), scale)

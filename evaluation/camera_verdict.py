@@ -145,6 +145,6 @@ def _corrected(rows: Rows) -> str:
     share = f", {100 * (after - before) / gap:.0f} % of the gap to the rig's view" if gap > 0 else ""
     kept = sum(row["corrected"]["success_rate"] >= KEPT * rig["success_rate"] > 0 for row in others)
     return (
-        f"{how[0].upper()}{how[1:]}, success over the other cameras goes from {100 * before:.0f} to "
+        f"{how.capitalize()}, success over the other cameras goes from {100 * before:.0f} to "
         f"{100 * after:.0f} %{share}; {kept} of {len(others)} then keep at least {100 * KEPT:.0f} % of the rig's."
     )
