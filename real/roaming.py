@@ -42,7 +42,7 @@ def room_to_roam(limits: Limits) -> np.ndarray:
 
 
 def roam_arm(driver: Driver, camera: str, moves: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Random moves, and back to where the arm stood.
+    """Random moves, and back to where the arm stood if it is not there within `SHORT_M`.
 
     Answers frames uint8 [moves + 1, H, W, 3] and states [moves + 1, 7]; None where the driver's stop request ended
     them.
@@ -59,7 +59,8 @@ def roam_arm(driver: Driver, camera: str, moves: int, seed: int) -> tuple[np.nda
     try:
         for _ in range(moves):
             seen.append(mover.drive(_draw(random, mover)))
-        if driver.gate.clear(np.asarray(mover.seen["state"], float), mover.home):
+        here = np.asarray(mover.seen["state"], float)
+        if _far(here, mover.home) and driver.gate.clear(here, mover.home):
             mover.drive(mover.home)
     except JogFailed:
         if driver.stop.event.is_set():
@@ -70,11 +71,17 @@ def roam_arm(driver: Driver, camera: str, moves: int, seed: int) -> tuple[np.nda
 
 def _draw(random: WideMoves, mover: Mover) -> np.ndarray:
     """A state [7] to which the whole way is free."""
-    here = np.asarray(mover.seen["state"], float)
+    here, gate = np.asarray(mover.seen["state"], float), mover.driver.gate
+    margin = CLEAR_M / 2 if gate.clear(here, here, CLEAR_M / 2) else 0.0  # an arm at a wall must get away from it
     for _ in range(TRIES):
         target = mover.target(random.next(here))
-        if np.linalg.norm(target[:3] - here[:3]) >= SHORT_M and mover.driver.gate.clear(here, target, CLEAR_M / 2):
+        if _far(here, target) and gate.clear(here, target, margin):
             return target
     raise JogFailed(
         f"no free way for a random move from {np.round(here[:3], 3).tolist()} m among the boxes, {TRIES} were tried"
     )
+
+
+def _far(here: np.ndarray, there: np.ndarray) -> bool:
+    """Whether the way between two states [7] is long enough to tell something."""
+    return float(np.linalg.norm(there[:3] - here[:3])) >= SHORT_M

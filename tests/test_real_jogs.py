@@ -189,6 +189,16 @@ def test_random_moves_keep_clear_of_boxes_and_end_where_they_began(tmp_path: Pat
     np.testing.assert_allclose(driver.look()["state"][:3], places[0], atol=0.0025)
 
 
+def test_random_moves_get_an_arm_away_from_a_wall_beside_it(tmp_path: Path) -> None:
+    post = Box((0.44, -0.06, 0.0), (0.52, 0.06, 0.5))
+    driver = make_driver(tmp_path, FakeArm(np.array([0.48, 0.098, 0.35, np.pi, 0, 0])))
+    driver.gate = SafetyGate(replace(LIMITS, keep_out=(post,)))
+    state = np.asarray(driver.look()["state"], float)
+    assert driver.gate.clear(state, state) and not driver.gate.clear(state, state, 0.005)
+    recorded = roam_arm(driver, "left", 4, 0)
+    assert recorded is not None and (post.outside(recorded[1][:, :3]) > 0).all()
+
+
 def test_random_moves_end_with_the_stop_request_or_with_what_is_in_the_way(tmp_path: Path) -> None:
     driver = make_driver(tmp_path / "stopped")
     driver.stop.set("stop button")
