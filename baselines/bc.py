@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ from armworld.worldmodel.posttrain import open_encoder, open_features
 from armworld.worldmodel.sizes import check_image_size
 from armworld.worldmodel.training import (
     Processes,
+    TrainingConfig,
     TrainingRun,
     make_optimizer,
     pick_device,
@@ -55,13 +56,11 @@ from armworld.worldmodel.training import (
 )
 
 
-@dataclass(frozen=True)
-class BCTrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class BCTrainConfig(TrainingConfig):
     """Goal-conditioned behaviour cloning with a diffusion head.
 
     Attributes:
-        data: Dataset folders, as `armworld collect` writes them.
-        out: Run folder; the same command goes on with what it holds.
         size: Network size: debug, cpu, octo-small (Octo's small one) or octo-base.
         encoder: Read this frozen encoder's features instead of pixels: a checkpoint, or random:SIZE[:DEPTH].
         layers: Use the features after this many encoder blocks; none for all.
@@ -79,22 +78,16 @@ class BCTrainConfig:
         ema: Decay of the moving average of the weights; 0 for none.
         batch: Samples per optimiser step, over all processes (256 in Octo).
         noise_draws: Diffusion steps and noises drawn per readout and optimiser step: the head costs little.
-        steps: Optimiser steps; none to train by time alone.
-        minutes: Wall-time budget, resumed runs included; none to train by steps alone.
         optimizer: adamw, as in Octo, or muon for the matrices of the transformer's and the head's blocks.
         learning_rate: Peak of the cosine schedule.
         warmup: Steps of linear warmup, at most a tenth of the budget.
         weight_decay: Decay of matrices.
         held_out: Share of the episodes kept for validation.
         validate_every: Steps between validations.
-        save_minutes: Minutes between saved states.
-        seed: Seed of weights, samples and noise.
-        device: auto, cpu or cuda.
-        dtype: bfloat16 (autocast) or float32.
     """
 
-    data: tuple[Path, ...]
-    out: Path
+    FREE = TrainingConfig.FREE | {"cache"}
+
     size: str = "cpu"
     encoder: str | None = None
     layers: int | None = None
@@ -112,18 +105,12 @@ class BCTrainConfig:
     ema: float = 0.999
     batch: int = 64
     noise_draws: int = 8
-    steps: int | None = None
-    minutes: float | None = None
     optimizer: str = "adamw"
     learning_rate: float = 3e-4
     warmup: int = 2000
     weight_decay: float = 0.01
     held_out: float = 0.03
     validate_every: int = 500
-    save_minutes: float = 3.0
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
         check_name("policy size", self.size, SIZES)
@@ -137,11 +124,6 @@ class BCTrainConfig:
     def rule(self) -> Relabelling:
         """How goals and chunks are made."""
         return Relabelling(self.window, self.chunk, self.goal_cap, self.past_goal)
-
-    def identity(self) -> dict[str, object]:
-        """What must be equal for a run to be resumed; where it runs and for how long may change."""
-        free = {"out", "cache", "device", "steps", "minutes", "save_minutes", "data"}
-        return {k: v for k, v in asdict(self).items() if k not in free}
 
 
 @dataclass(frozen=True)

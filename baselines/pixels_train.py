@@ -7,7 +7,7 @@ their first frame; `armworld evaluate --suite table3` takes it over into its pag
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from armworld.worldmodel.checkpoint import save_parts
 from armworld.worldmodel.model import WorldModelConfig
 from armworld.worldmodel.training import (
     Processes,
+    TrainingConfig,
     TrainingRun,
     make_optimizer,
     pick_device,
@@ -37,13 +38,11 @@ from armworld.worldmodel.training import (
 )
 
 
-@dataclass(frozen=True)
-class PixelTrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class PixelTrainConfig(TrainingConfig):
     """Training of the pixel-space world model, on the same data as the latent one.
 
     Attributes:
-        data: Dataset folders, as `armworld collect` writes them.
-        out: Run folder; the same command goes on with what it holds.
         camera: The camera whose frames are used.
         image_size: Frame height and width in pixels; a multiple of 16.
         step_seconds: Seconds per step; must be what the data was recorded at or a multiple.
@@ -51,21 +50,13 @@ class PixelTrainConfig:
         channels: Of the latent map.
         blocks: Residual blocks of the predictor.
         batch: Clips per optimiser step, over all processes.
-        steps: Optimiser steps; none to train by time alone.
-        minutes: Wall-time budget, resumed runs included; none to train by steps alone.
         learning_rate: Peak of the cosine schedule.
         warmup: Steps of linear warmup, at most a tenth of the budget.
         weight_decay: AdamW's decay of matrices.
         held_out: Share of the episodes kept for validation.
         validate_every: Steps between validations.
-        save_minutes: Minutes between saved states.
-        seed: Seed of weights and clips.
-        device: auto, cpu or cuda.
-        dtype: bfloat16 (autocast) or float32.
     """
 
-    data: tuple[Path, ...]
-    out: Path
     camera: str = "left"
     image_size: int = 128
     step_seconds: float = 0.25
@@ -73,26 +64,16 @@ class PixelTrainConfig:
     channels: int = 64
     blocks: int = 6
     batch: int = 32
-    steps: int | None = None
-    minutes: float | None = None
     learning_rate: float = 1e-3
     warmup: int = 500
     weight_decay: float = 0.01
     held_out: float = 0.03
     validate_every: int = 250
-    save_minutes: float = 3.0
-    seed: int = 0
-    device: str = "auto"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.frames < 2 or self.batch < 1:
             raise ValueError(f"expected frames >= 2 and batch >= 1, got {self.frames} and {self.batch}")
-
-    def identity(self) -> dict[str, object]:
-        """What must be equal for a run to be resumed; where it runs and for how long may change."""
-        free = {"out", "device", "steps", "minutes", "save_minutes", "data"}
-        return {k: v for k, v in asdict(self).items() if k not in free}
 
 
 class PixelClips:

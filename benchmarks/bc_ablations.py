@@ -103,8 +103,8 @@ def train_variants(config: AblationConfig) -> dict[tuple[str, int], Path]:
     """Run folders of every variant and training seed, trained as far as the budget goes."""
     runs = {}
     base = BCTrainConfig(
-        config.data,
-        config.out,
+        data=config.data,
+        out=config.out,
         size=config.size,
         encoder=config.encoder,
         cache=None if config.encoder is None else config.out / "features",

@@ -206,7 +206,7 @@ def test_imagined_frames_come_from_the_first_one_alone():
 
 def test_pixel_model_is_trained_and_planned_with(data, tmp_path):
     config = PixelTrainConfig(
-        (data,), tmp_path, image_size=SIZE, channels=8, blocks=1, batch=4, steps=45, held_out=0.25
+        data=(data,), out=tmp_path, image_size=SIZE, channels=8, blocks=1, batch=4, steps=45, held_out=0.25
     )
     folder = train_pixels(config)
     losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]

@@ -6,7 +6,7 @@ predictor imagines one step ahead, each with the state recorded there.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from armworld.worldmodel.posttrain import open_features
 from armworld.worldmodel.readout import HandReadout, ReadoutConfig, reading_errors, reading_loss
 from armworld.worldmodel.training import (
     Processes,
+    TrainingConfig,
     TrainingRun,
     make_optimizer,
     pick_device,
@@ -33,63 +34,44 @@ CURVES = ("error", "position_m", "yaw_rad", "closedness")  # panels of the plot
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig:
-    """Training of a readout of the hand over a world model's features.
+class AlignConfig(TrainingConfig):
+    """Training of a readout of the hand over a world model's features; the model that carries it is `out/model`.
 
     Attributes:
-        data: Dataset folders, as `armworld collect` writes them.
         model: World model: a folder, or the name of shipped weights.
-        out: Run folder; the same command goes on with what it holds. The model with its readout is `out/model`.
         cache: Folder of cached features (that of `armworld posttrain`); by default in the run's folder.
         imagined_share: Share of the batches whose features the predictor imagined.
         noise: Standard deviation of noise on the features, which have deviation 1.
         channels: What the network compresses each patch to.
         hidden: Width of its two hidden layers.
         batch: Frames per optimiser step.
-        steps: Optimiser steps; none to train by time alone.
-        minutes: Wall-time budget, resumed runs included; none to train by steps alone.
         learning_rate: Peak of the warmup-cosine schedule.
         weight_decay: AdamW's decay of matrices.
         held_out: Share of the episodes kept for validation.
         validate_every: Steps between validations.
         log_every: Steps between rows of the log.
-        save_minutes: Minutes between saved states.
-        seed: Seed of weights, frames and noise.
-        device: auto, cpu or cuda.
-        dtype: bfloat16 (autocast) or float32.
     """
 
-    data: tuple[Path, ...]
+    FREE = TrainingConfig.FREE | {"model", "cache", "log_every"}
+
     model: str
-    out: Path
     cache: Path | None = None
     imagined_share: float = 0.5
     noise: float = 0.1
     channels: int = 32
     hidden: int = 256
     batch: int = 256
-    steps: int | None = None
-    minutes: float | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     held_out: float = 0.03
     validate_every: int = 500
     log_every: int = 50
-    save_minutes: float = 3.0
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
         if not 0 <= self.imagined_share <= 1 or self.noise < 0:
             raise ValueError(
                 f"imagined_share must lie in [0, 1] and noise be >= 0, got {self.imagined_share} and {self.noise}"
             )
-
-    def identity(self) -> dict[str, object]:
-        """What must be equal for a run to be resumed; where it runs and for how long may change."""
-        free = {"out", "cache", "device", "steps", "minutes", "save_minutes", "data", "log_every", "model"}
-        return {k: v for k, v in asdict(self).items() if k not in free}
 
 
 def align(config: AlignConfig) -> Path:

@@ -9,7 +9,7 @@ Shapes: B clips, T frames, N patches, D features; T - 1 actions lie between T st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,7 @@ from armworld.worldmodel.processes import unsharded
 from armworld.worldmodel.sizes import ACPredictorConfig, encoder_config
 from armworld.worldmodel.training import (
     Processes,
+    TrainingConfig,
     TrainingRun,
     make_optimizer,
     pick_device,
@@ -43,14 +44,12 @@ STATE_SCALE = (5.0, 5.0, 5.0, 2.0, 2.0, 2.0, 2.0)  # 20 cm, 0.5 rad and half a g
 
 
 @dataclass(frozen=True, kw_only=True)
-class PosttrainConfig:
+class PosttrainConfig(TrainingConfig):
     """Training of the action-conditioned predictor.
 
     Attributes:
-        data: Dataset folders, as `armworld collect` writes them.
         encoder: Checkpoint of the frozen encoder, or `random:SIZE[:DEPTH]` for an untrained one; by default that of
             --init.
-        out: Run folder; the same command goes on with what it holds.
         cache: Folder of cached features; by default in the run's folder.
         camera: The camera whose frames are used.
         image_size: Frame height and width in pixels for a random encoder; a trained one brings its own.
@@ -78,8 +77,6 @@ class PosttrainConfig:
         trainable_blocks: Train only this many last blocks and the output layers of --init.
         lora_rank: Train only adapters of this rank beside the blocks' matrices of --init (needs the extra `lora`).
         batch: Clips per optimiser step, over all processes.
-        steps: Optimiser steps; none to train by time alone.
-        minutes: Wall-time budget, resumed runs included; none to train by steps alone.
         optimizer: adamw (as published), or muon for the blocks' matrices: half the steps on small budgets.
         learning_rate: Peak of the warmup-constant-decay schedule.
         weight_decay: AdamW's decay of matrices.
@@ -89,14 +86,10 @@ class PosttrainConfig:
         recompute: Recompute activations in the backward pass: less memory, about a third more time.
         fsdp: Spread parameters and optimiser states over the processes of `torchrun`.
         tensorboard: Also log to out/tensorboard (needs the extra of that name).
-        save_minutes: Minutes between saved states.
-        seed: Seed of weights and clips.
-        device: auto, cpu or cuda.
-        dtype: bfloat16 (autocast) or float32.
     """
 
-    data: tuple[Path, ...]
-    out: Path
+    FREE = TrainingConfig.FREE | {"cache", "log_every", "recompute", "fsdp", "tensorboard"}
+
     encoder: str | None = None
     cache: Path | None = None
     camera: str = "left"
@@ -120,8 +113,6 @@ class PosttrainConfig:
     trainable_blocks: int | None = None
     lora_rank: int = 0
     batch: int = 64
-    steps: int | None = None
-    minutes: float | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.04
@@ -131,10 +122,6 @@ class PosttrainConfig:
     recompute: bool = False
     fsdp: bool = False
     tensorboard: bool = False
-    save_minutes: float = 3.0
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
         if self.frames < max(self.rollout, 1) + 1:
@@ -148,12 +135,6 @@ class PosttrainConfig:
         for name in ("lora_rank", "state_loss", "inverse_loss"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-
-    def identity(self) -> dict[str, object]:
-        """What must be equal for a run to be resumed; where it runs and for how long may change."""
-        free = {"out", "cache", "device", "steps", "minutes", "save_minutes", "data"}
-        free |= {"log_every", "recompute", "fsdp", "tensorboard"}
-        return {k: v for k, v in asdict(self).items() if k not in free}
 
 
 def open_encoder(name: str, image_size: int, seed: int) -> Encoder:

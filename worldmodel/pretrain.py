@@ -13,7 +13,7 @@ Shapes: B clips, T frames, H x W pixels, N tokens = (T/2) (H/16) (W/16), D featu
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +33,7 @@ from armworld.worldmodel.sizes import PATCH, TUBELET, EncoderConfig, MaskPredict
 from armworld.worldmodel.training import (
     DECAY_SHARE,
     Processes,
+    TrainingConfig,
     TrainingRun,
     make_optimizer,
     pick_device,
@@ -42,7 +43,7 @@ from armworld.worldmodel.training import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(TrainingConfig):
     """Mask-denoising pretraining.
 
     Attributes:
@@ -51,7 +52,6 @@ class PretrainConfig:
         images: Folders of images, each a source of still clips.
         weights: How often each source is drawn: first --data (if any), then each of --videos, then each of --images;
             by default all alike.
-        out: Run folder; the same command goes on with what it holds.
         init: Encoder to start from (name, folder, published file); it must have the shape asked for.
         size: Encoder size: tiny, small, base, L, H, g, g-384 or debug.
         depth: Blocks, if not the size's own number.
@@ -65,8 +65,6 @@ class PretrainConfig:
         mask_scales: Area of one of the eight small blocks that are hidden, and of one of the two large ones, as shares
             of the frame; the paper's by default.
         batch: Clips per optimiser step, over all processes.
-        steps: Optimiser steps; none to train by time alone.
-        minutes: Wall-time budget, resumed runs included; none to train by steps alone.
         state_loss: Weight of the readout of the robot's state from whole stills; 0 is the paper's objective.
         state_readout: What it is read from: the mean over the patches, or every patch by itself, which makes the whole
             feature map follow the hand and the energy of planning fall with its distance from afar, or by a small
@@ -83,13 +81,10 @@ class PretrainConfig:
         recompute: Recompute activations in the backward pass: less memory, about a third more time.
         fsdp: Spread parameters and optimiser states over the processes of `torchrun`.
         tensorboard: Also log to out/tensorboard (needs the extra of that name).
-        save_minutes: Minutes between saved states.
-        seed: Seed of weights, clips and masks.
-        device: auto, cpu or cuda.
-        dtype: bfloat16 (autocast) or float32.
     """
 
-    out: Path
+    FREE = TrainingConfig.FREE | {"videos", "images", "log_every", "recompute", "fsdp", "tensorboard"}
+
     data: tuple[Path, ...] = ()
     videos: tuple[Path, ...] = ()
     images: tuple[Path, ...] = ()
@@ -105,8 +100,6 @@ class PretrainConfig:
     still_share: float = 0.25
     mask_scales: tuple[float, float] = (SMALL_BLOCKS.scale, LARGE_BLOCKS.scale)
     batch: int = 64
-    steps: int | None = None
-    minutes: float | None = None
     state_loss: float = 0.0
     state_readout: Literal["mean", "tokens", "hand"] = "mean"
     state_batch: int = 32
@@ -121,10 +114,6 @@ class PretrainConfig:
     recompute: bool = False
     fsdp: bool = False
     tensorboard: bool = False
-    save_minutes: float = 3.0
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
         if self.last_image_size < self.image_size:
@@ -158,12 +147,6 @@ class PretrainConfig:
     def predictor(self) -> MaskPredictorConfig:
         """The mask predictor's configuration."""
         return MaskPredictorConfig(self.encoder.width, self.predictor_width, self.predictor_depth, self.predictor_heads)
-
-    def identity(self) -> dict[str, object]:
-        """What must be equal for a run to be resumed; where it runs and for how long may change."""
-        free = {"out", "device", "steps", "minutes", "save_minutes", "log_every", "recompute", "fsdp", "tensorboard"}
-        free |= {"data", "videos", "images"}
-        return {k: v for k, v in asdict(self).items() if k not in free}
 
 
 def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:

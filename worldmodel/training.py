@@ -11,9 +11,9 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ __all__ = [
     "Metrics",
     "Optimizers",
     "Processes",
+    "TrainingConfig",
     "TrainingRun",
     "make_optimizer",
     "parameter_groups",
@@ -120,32 +121,36 @@ def warmup_cosine(progress: float, step: int, peak: float, warmup_steps: int) ->
     return peak * rise * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class TrainingConfig(Protocol):
-    """What a trainer's configuration tells of its run."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What the configuration of every trainer has.
 
-    @property
-    def out(self) -> Path:
-        """The run's folder."""
-        ...
+    Attributes:
+        data: Dataset folders, as `armworld collect` writes them.
+        out: Run folder; the same command goes on with what it holds.
+        steps: Optimiser steps; none to train by time alone.
+        minutes: Wall-time budget, resumed runs included; none to train by steps alone.
+        save_minutes: Minutes between saved states.
+        seed: Seed of weights, clips, masks and noise.
+        device: auto, cpu or cuda.
+        dtype: bfloat16 (autocast) or float32.
+    """
 
-    @property
-    def steps(self) -> int | None:
-        """Optimiser steps; see `Budget`."""
-        ...
+    FREE: ClassVar[frozenset[str]] = frozenset({"data", "out", "steps", "minutes", "save_minutes", "device"})
 
-    @property
-    def minutes(self) -> float | None:
-        """Wall time; see `Budget`."""
-        ...
-
-    @property
-    def save_minutes(self) -> float:
-        """Between saved states."""
-        ...
+    data: tuple[Path, ...]
+    out: Path
+    steps: int | None = None
+    minutes: float | None = None
+    save_minutes: float = 3.0
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "bfloat16"
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a run to be resumed."""
-        ...
+        """What must be equal for a run to be resumed. `FREE` may change: where it runs, on what and for how long; what
+        the data holds is compared by itself (`TrainingRun`)."""
+        return {name: value for name, value in asdict(self).items() if name not in self.FREE}
 
 
 class TrainingRun:
@@ -305,6 +310,6 @@ class TrainingRun:
         self.budget.step, self.budget.elapsed = state["step"], state["elapsed"]
 
 
-def _defaults_of(config: Any) -> dict[str, Any]:
+def _defaults_of(config: TrainingConfig) -> dict[str, Any]:
     """The default values of a dataclass's fields, where they have one: what older runs trained with."""
     return {f.name: f.default for f in fields(config) if f.default is not MISSING}
