@@ -220,6 +220,10 @@ class FrameClips:
         assert clips is not None
         return clips, states
 
+    def content(self) -> list[str]:
+        """What the stores hold (`Store.content`) and from where it was seen."""
+        return [f"{store.content()}, views {store.views()}" for store in self.stores]
+
 
 def open_clips(
     data: Sequence[Path], image_size: int, step_seconds: float, camera: str = "left", workers: int = 2

@@ -201,6 +201,28 @@ def test_settings_of_older_runs_are_taken_as_the_defaults(base, tmp_path):
         posttrain(replace(base, out=folder, steps=5, inverse_loss=1.0))
 
 
+def test_a_resumed_run_must_find_the_encoder_and_the_model_that_it_began_with(base, tmp_path):
+    torch.manual_seed(1)
+    save_encoder(tmp_path / "encoder", Encoder(encoder_config("debug")))
+    first = replace(base, encoder=str(tmp_path / "encoder"), out=tmp_path / "first", cache=tmp_path / "one", steps=1)
+    second = replace(first, init=str(posttrain(first)), out=tmp_path / "second")
+    posttrain(second)
+    posttrain(replace(first, steps=2))
+    with pytest.raises(ValueError, match=r"other settings \(initial: '\w+' -> '\w+'\)"):
+        posttrain(replace(second, steps=2))
+    save_encoder(tmp_path / "encoder", Encoder(encoder_config("debug")))
+    with pytest.raises(ValueError, match=r"other settings \(features: '\w+' -> '\w+'\)"):
+        posttrain(replace(first, steps=3, cache=tmp_path / "other"))
+
+
+def test_features_after_other_blocks_are_no_beginning_for_a_model(base, tmp_path):
+    model = posttrain(replace(base, out=tmp_path / "early", layers=1, steps=1, cache=tmp_path / "cache"))
+    tuned = replace(base, encoder=None, init=str(model), out=tmp_path / "tuned", cache=tmp_path / "tuned_cache")
+    with pytest.raises(ValueError, match="reads features after 1 blocks of its encoder, asked for: all"):
+        posttrain(tuned)
+    assert load_checkpoint(posttrain(replace(tuned, layers=1, steps=1))).config.layers == 1
+
+
 def test_losses_with_all_options_fall(base, tmp_path):
     config = replace(base, out=tmp_path / "run", state_loss=1.0, inverse_loss=1.0, steps=40, learning_rate=3e-3)
     posttrain(config)

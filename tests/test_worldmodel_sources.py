@@ -39,6 +39,9 @@ class Plain:
     def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray:
         return np.full((batch, frames, self.size, self.size, 3), self.value, np.uint8)
 
+    def content(self) -> list[str]:
+        return [str(self.value)]
+
 
 class WithStates(Plain):
     def sample_with_states(

@@ -1,5 +1,7 @@
 """The training loop: schedule, budget, exact resume, masks' teacher, collapse monitors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,9 @@ class NoiseClips:
         if self.draws == self.stop_at:
             raise KeyboardInterrupt
         return generator.integers(0, 256, (batch, frames, 64, 64, 3), dtype=np.uint8)
+
+    def content(self) -> list[str]:
+        return ["noise"]
 
     def sample_with_states(
         self, generator: np.random.Generator, batch: int, frames: int
@@ -110,6 +115,22 @@ def test_a_run_folder_of_other_settings_is_refused(tmp_path):
     pretrain(settings(tmp_path, steps=1), NoiseClips())
     with pytest.raises(ValueError, match=r"other settings \(ema: 0.998 -> 0.5\)"):
         pretrain(settings(tmp_path, steps=1, ema=0.5), NoiseClips())
+
+
+def test_a_resumed_run_must_find_the_same_data_and_the_same_beginning(tmp_path):
+    class Other(NoiseClips):
+        def content(self) -> list[str]:
+            return ["other noise"]
+
+    first = settings(tmp_path / "first", steps=1)
+    encoder = pretrain(first, NoiseClips())
+    with pytest.raises(ValueError, match=r"other settings \(sources: \['noise'\] -> \['other noise'\]\)"):
+        pretrain(first, Other())
+    second = settings(tmp_path / "second", steps=1, init=str(encoder))
+    pretrain(second, NoiseClips())
+    pretrain(replace(first, steps=2), NoiseClips())
+    with pytest.raises(ValueError, match=r"other settings \(initial: '\w+' -> '\w+'\)"):
+        pretrain(replace(second, steps=2), NoiseClips())
 
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_state(tmp_path):

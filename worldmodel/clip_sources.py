@@ -7,6 +7,7 @@ never replaced by another one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,16 +27,18 @@ class ClipError(ValueError):
 
 
 class ClipSource(Protocol):
-    """Anything that draws clips uint8 [B, T, H, W, 3] with a generator."""
+    """Anything that draws clips uint8 [B, T, H, W, 3] with a generator, and tells what they are drawn from."""
 
     def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray: ...
+
+    def content(self) -> list[str]:
+        """What it holds, wherever that lies: a training that is resumed must find the same."""
+        ...
 
 
 @runtime_checkable
-class StateClipSource(Protocol):
+class StateClipSource(ClipSource, Protocol):
     """A source that also knows the robot's states [B, T, 7]; needed for `state_loss` alone."""
-
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray: ...
 
     def sample_with_states(
         self, generator: np.random.Generator, batch: int, frames: int
@@ -86,6 +89,11 @@ class VideoClips:
             clips = pool.map(lambda i: frames_at(self.videos[chosen[i]].path, times[i], self.image_size), range(batch))
             return np.stack(list(clips))
 
+    def content(self) -> list[str]:
+        """See `ClipSource`: names and lengths."""
+        told = [f"{video.path.relative_to(self.folder)} {video.seconds:.3f}" for video in self.videos]
+        return [_summary("videos", told)]
+
 
 class ImageClips:
     """Still clips: an image below some folder, repeated T times.
@@ -95,13 +103,18 @@ class ImageClips:
     """
 
     def __init__(self, folder: Path, image_size: int) -> None:
-        self.image_size, self.paths = image_size, find_files(folder, IMAGE_SUFFIXES, "images")
+        self.folder, self.image_size = folder, image_size
+        self.paths = find_files(folder, IMAGE_SUFFIXES, "images")
 
     def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray:
         """Clips uint8 [B, T, H, W, 3], drawn uniformly with replacement."""
         chosen = generator.integers(0, len(self.paths), batch)
         stills = np.stack([read_image(self.paths[i], self.image_size) for i in chosen])
         return np.repeat(stills[:, None], frames, 1)
+
+    def content(self) -> list[str]:
+        """See `ClipSource`: names and sizes of the files."""
+        return [_summary("images", [f"{p.relative_to(self.folder)} {p.stat().st_size}" for p in self.paths])]
 
 
 class MixedClips:
@@ -129,6 +142,10 @@ class MixedClips:
         counts = generator.multinomial(batch, self.weights)
         parts = [s.sample(generator, int(n), frames) for s, n in zip(self.sources, counts, strict=True) if n]
         return np.concatenate(parts)[generator.permutation(batch)]  # ranks take slices: each gets a mixture
+
+    def content(self) -> list[str]:
+        """See `ClipSource`: of all sources, in order."""
+        return [told for source in self.sources for told in source.content()]
 
     def sample_with_states(
         self, generator: np.random.Generator, batch: int, frames: int
@@ -181,6 +198,10 @@ def open_sources(
         raise ValueError("nothing to train on; give --data (recorded episodes), --videos or --images folders")
     mixed = MixedClips(sources, weights or [1.0] * len(sources))
     return mixed if len(sources) > 1 else sources[0]
+
+
+def _summary(kind: str, told: Sequence[str]) -> str:
+    return f"{len(told)} {kind}, {hashlib.sha256('|'.join(told).encode()).hexdigest()[:16]}"
 
 
 def find_files(folder: Path, suffixes: Sequence[str], kind: str) -> list[Path]:

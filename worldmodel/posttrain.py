@@ -22,7 +22,7 @@ from armworld.datasets.features import FeatureCache, FeatureClips, build_feature
 from armworld.pose import action_between
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
-from armworld.worldmodel.checkpoint import load_encoder, save_world_model
+from armworld.worldmodel.checkpoint import load_checkpoint, load_encoder, save_world_model
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.finetune import add_lora, load_predictor, merge_lora, train_last_blocks
 from armworld.worldmodel.model import WorldModelConfig
@@ -219,6 +219,16 @@ def build_predictor(config: PosttrainConfig, encoder: Encoder, states: np.ndarra
     return predictor
 
 
+def _check_features(config: PosttrainConfig) -> None:
+    """ValueError where --init would go on with features after other blocks of its own encoder than it has learned."""
+    usage = load_checkpoint(str(config.init)).config if config.encoder is None else None
+    if usage is not None and usage.layers != config.layers:
+        raise ValueError(
+            f"--init {config.init} reads features after {usage.layers or 'all'} blocks of its encoder, asked for: "
+            f"{config.layers or 'all'}; give --layers {usage.layers}, or --encoder where it is to learn others"
+        )
+
+
 def posttrain(config: PosttrainConfig) -> Path:
     """Train a predictor and return the world model's checkpoint folder, `out/model`.
 
@@ -227,6 +237,7 @@ def posttrain(config: PosttrainConfig) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device, config.fsdp)
+    _check_features(config)
     encoder = open_encoder(config.encoder or str(config.init), config.image_size, config.seed).to(device).eval()
     folder = config.cache or config.out / "features"
     cache = processes.in_turn(
@@ -238,7 +249,11 @@ def posttrain(config: PosttrainConfig) -> Path:
         cache.clips(part, config.step_seconds, config.camera_frame) for part in (train_episodes, held_out_episodes)
     )
 
-    predictor = build_predictor(config, encoder, cache.states).to(device)
+    predictor = build_predictor(config, encoder, cache.states)
+    told = {"data": cache.content(), "views": cache.views(), "features": encoder_hash(encoder)}
+    if config.init is not None:
+        told["initial"] = encoder_hash(predictor)
+    predictor = predictor.to(device)
     objective = PredictionLoss(predictor, config.rollout, config.state_loss, config.inverse_loss).to(device)
     model = processes.wrap(objective, predictor)
     optimizer = make_optimizer(
@@ -248,9 +263,7 @@ def posttrain(config: PosttrainConfig) -> Path:
     modules: dict[str, nn.Module] = {"predictor": predictor}
     if objective.inverse is not None:
         modules["inverse"] = objective.inverse
-    run = TrainingRun(
-        config, modules, optimizer, generators, processes, data=cache.content(), tensorboard=config.tensorboard
-    )
+    run = TrainingRun(config, modules, optimizer, generators, processes, told, tensorboard=config.tensorboard)
     share = processes.share(config.batch)
     for step in run.steps():
         run.set_learning_rate(config.learning_rate * 0.18, config.learning_rate)

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from armworld.datasets.features import encoder_hash
 from armworld.worldmodel.checkpoint import load_encoder, save_encoder
 from armworld.worldmodel.clip_sources import ClipSource, StateClipSource, open_sources
 from armworld.worldmodel.encoder import Encoder, pixels_to_clip
@@ -163,6 +164,9 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
     denoiser = _build(config).to(device)
     if source is None:
         source = processes.in_turn(lambda: _open(config))
+    told: dict[str, Any] = {"sources": source.content()}
+    if config.init is not None:
+        told["initial"] = encoder_hash(denoiser.teacher)
     denoiser.teacher.to(device)
     processes.shard(denoiser.teacher)
     model = processes.wrap(denoiser, denoiser.student, denoiser.predictor)
@@ -170,7 +174,7 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
     optimizer = make_optimizer(config.optimizer, denoiser, blocks, config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     modules = {"denoiser": denoiser, "teacher": denoiser.teacher}
-    run = TrainingRun(config, modules, optimizer, generators, processes, tensorboard=config.tensorboard)
+    run = TrainingRun(config, modules, optimizer, generators, processes, told, tensorboard=config.tensorboard)
     budget = run.budget
     for step in run.steps():
         run.set_learning_rate(config.learning_rate / 5, config.learning_rate)
@@ -189,7 +193,7 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
     out, encoder = config.out / "encoder", unsharded(denoiser.teacher)
     if processes.is_main:
         assert isinstance(encoder, Encoder)
-        about = {"training": "mask denoising", **config.identity(), "steps": budget.step}
+        about = {"training": "mask denoising", **config.identity(), **told, "steps": budget.step}
         save_encoder(out, encoder, about={**about, "seconds": round(budget.elapsed)})
         plot_metrics(run.metrics_path, config.out / "curves.png", ("denoising", "state", "feature_std", "feature_rank"))
     return out

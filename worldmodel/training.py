@@ -168,7 +168,7 @@ class TrainingRun:
         optimizer: Optimizers,
         generators: tuple[np.random.Generator, torch.Generator],
         processes: Processes,
-        data: str | list[str] | None = None,
+        told: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
         tensorboard: bool = False,
     ) -> None:
@@ -177,16 +177,16 @@ class TrainingRun:
         Args:
             config: Folder, budget and settings. Those with a default value have it in folders of earlier versions,
                 which do not name them.
-            data: What it trains on (`Store.content`): a setting like the others, but that earlier versions do not name.
+            told: What it trains on and from (`Store.content`, hashes of weights): settings like the others, but that
+                earlier versions do not name.
             settings: More of what must be equal for a run to be resumed.
             tensorboard: Also log to `out/tensorboard`.
 
         Raises:
             ValueError: A run of other settings is there, or another process trains there now.
         """
-        told = {} if data is None else {"data": data}
-        self.defaults = {**_defaults_of(config), **told}
-        self.out, self.settings = config.out, {**config.identity(), **(settings or {}), **told}
+        self.defaults = {**_defaults_of(config), **(told or {})}
+        self.out, self.settings = config.out, {**config.identity(), **(settings or {}), **(told or {})}
         self.budget = Budget(config.steps, config.minutes)
         self.modules, self.optimizer, self.processes = modules, optimizer, processes
         self.numpy_rng, self.torch_rng = generators
