@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +34,11 @@ from armworld.baselines.demonstrations import (
     Relabelling,
     choose_episodes,
     measure_scales,
-    split_episodes,
 )
 from armworld.baselines.policy import SIZES, Batch, Policy, PolicyConfig, policy_config
 from armworld.datasets.clips import load_frames
-from armworld.datasets.store import Store
+from armworld.datasets.features import encoder_hash
+from armworld.datasets.store import Store, split_recordings
 from armworld.types import check_name
 from armworld.worldmodel.checkpoint import save_parts
 from armworld.worldmodel.encoder import Encoder
@@ -149,13 +150,14 @@ def open_sources(config: BCTrainConfig, device: torch.device) -> Sources:
         cache = open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype)
         stores = [cache.preload()]
         size = encoder.config.image_size
-    rng = np.random.default_rng(config.seed)
     kept = [(store, choose_episodes(store, config.successes_only)) for store in stores]
     kept = [(store, numbers) for store, numbers in kept if len(numbers)]  # play alone has no successes
     if not kept:
         raise ValueError(f"none of the episodes is a success: {', '.join(map(str, config.data))}")
-    stores = [store for store, _ in kept]
-    train, held_out = zip(*(split_episodes(numbers, config.held_out, rng) for _, numbers in kept), strict=True)
+    stores, chosen = [store for store, _ in kept], [numbers for _, numbers in kept]
+    train, held_out = chosen, chosen  # of a single episode
+    if sum(map(len, chosen)) > 1:
+        train, held_out = split_recordings(stores, config.held_out, np.random.default_rng(config.seed), chosen)
     rows, columns = check_image_size(size)
     return Sources(
         Demonstrations(stores, config.step_seconds, config.rule, train),
@@ -200,8 +202,11 @@ def train(config: BCTrainConfig) -> Path:
     optimizer = make_optimizer(config.optimizer, policy, blocks, config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     modules: dict[str, nn.Module] = {"policy": policy, "average": average}
-    data = [store.content() for store in sources.train.stores]
-    run = TrainingRun(config, modules, optimizer, generators, processes, data=data)
+    stores = sources.train.stores
+    told: dict[str, Any] = {"data": [s.content() for s in stores], "views": [s.views() for s in stores]}
+    if sources.encoder is not None:
+        told["features"] = encoder_hash(sources.encoder)
+    run = TrainingRun(config, modules, optimizer, generators, processes, told)
     began = time.process_time()
     for step in run.steps():
         run.set_cosine_rate(config.learning_rate, config.warmup)

@@ -231,14 +231,3 @@ def _succeeded(folder: Path) -> bool:
     if len(files) != 1:
         raise ValueError(f"{folder}: expected one metadata_*.json, found {len(files)}")
     return bool(json.loads(files[0].read_text()).get("success", False))
-
-
-def split_episodes(chosen: np.ndarray, held_out: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Episodes for training and for validation; with fewer than 2, both are the same."""
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out must lie in (0, 1), got {held_out}")
-    if len(chosen) < 2:
-        return chosen, chosen
-    order = rng.permutation(chosen)
-    size = min(len(chosen) - 1, max(1, round(held_out * len(chosen))))
-    return np.sort(order[size:]), np.sort(order[:size])

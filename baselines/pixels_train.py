@@ -20,7 +20,7 @@ from armworld.baselines.pixels import PixelModelConfig, PixelNetwork, to_unit
 from armworld.baselines.pixels_picture import CLIPS, PICTURE, STEPS, held_out_figure
 from armworld.datasets.clips import load_frames
 from armworld.datasets.features import stride_for
-from armworld.datasets.store import Store
+from armworld.datasets.store import Store, split_recordings
 from armworld.evaluation.files import write_bytes
 from armworld.evaluation.picture import figure_png
 from armworld.pose import action_between
@@ -115,8 +115,8 @@ def train(config: PixelTrainConfig) -> Path:
     device = pick_device(config.device)
     processes = Processes.from_environment(device)
     stores = processes.in_turn(lambda: [load_frames(root, config.camera, config.image_size) for root in config.data])
-    kept, held = zip(*(store.split(config.held_out, config.seed) for store in stores), strict=True)
-    clips, held_out = (PixelClips(stores, list(e), config.step_seconds, config.frames) for e in (kept, held))
+    split = split_recordings(stores, config.held_out, np.random.default_rng(config.seed))
+    clips, held_out = (PixelClips(stores, part, config.step_seconds, config.frames) for part in split)
     places = np.concatenate([store.states[:, :3] for store in stores])
     mean, std = (tuple(round(float(v), 6) for v in x) for x in (places.mean(0), places.std(0).clip(1e-3)))
     torch.manual_seed(config.seed)
@@ -126,8 +126,8 @@ def train(config: PixelTrainConfig) -> Path:
     optimizer = make_optimizer("adamw", network, (), config.learning_rate, config.weight_decay)
     generators = np.random.default_rng(config.seed), torch.Generator().manual_seed(config.seed)
     modules: dict[str, nn.Module] = {"network": network}
-    data = [store.content() for store in stores]
-    run = TrainingRun(config, modules, optimizer, generators, processes, data=data)
+    told = {"data": [store.content() for store in stores], "views": [store.views() for store in stores]}
+    run = TrainingRun(config, modules, optimizer, generators, processes, told)
     began = time.process_time()
     for step in run.steps():
         run.set_cosine_rate(config.learning_rate, config.warmup)

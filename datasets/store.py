@@ -8,7 +8,7 @@ per frame, and `shard-*.npy` [rows, ...] of whole episodes. `packing.py` builds 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +121,10 @@ class Store:
         digest.update(np.ascontiguousarray(self.states).tobytes())
         return f"{len(self)} frames, {digest.hexdigest()[:16]}"
 
+    def views(self) -> str:
+        """From where it was seen: a hash of the cameras' poses. Rerendered, an episode differs in it alone."""
+        return hashlib.sha256(np.ascontiguousarray(self.extrinsics).tobytes()).hexdigest()[:16]
+
     def starts(self, frames: int, stride: int = 1, episodes: np.ndarray | None = None) -> np.ndarray:
         """First rows, int64 [n], of all windows of `frames` rows `stride` apart that stay in one episode."""
         span = (frames - 1) * stride
@@ -134,13 +138,47 @@ class Store:
         return Windows(self.gather(rows), self.states[rows], self.extrinsics[rows])
 
     def split(self, held_out: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Episode numbers for training and for validation, drawn once per `seed`; at least one of each."""
-        count = len(self.names)
-        if count < 2 or not 0 < held_out < 1:
-            raise ValueError(f"a split needs >= 2 episodes and a share in (0, 1), got {count} and {held_out}")
-        order = np.random.default_rng(seed).permutation(count)
-        size = min(count - 1, max(1, round(held_out * count)))
-        return np.sort(order[size:]), np.sort(order[:size])
+        """Episode numbers for training and for validation, drawn once per `seed`; see `split_recordings`."""
+        train, kept_out = split_recordings([self], held_out, np.random.default_rng(seed))
+        return train[0], kept_out[0]
+
+
+def split_recordings(
+    stores: Sequence[Store],
+    held_out: float,
+    generator: np.random.Generator,
+    chosen: Sequence[np.ndarray] | None = None,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Episode numbers per store, for training and for validation.
+
+    Whole recordings are drawn, at least one for each side: one that was rendered again, into a folder of its own, is on
+    the same side as its source.
+
+    Args:
+        stores: Any number.
+        held_out: Share of the recordings for validation.
+        generator: Draws them.
+        chosen: Episode numbers per store to split; None for all.
+
+    Raises:
+        ValueError: Fewer than two recordings, or a share outside of (0, 1).
+    """
+    numbers = [np.arange(len(store.names)) for store in stores] if chosen is None else chosen
+    names = [[recording_of(store.names[n]) for n in own] for store, own in zip(stores, numbers, strict=True)]
+    recordings = list(dict.fromkeys(name for own in names for name in own))
+    count = len(recordings)
+    if count < 2 or not 0 < held_out < 1:
+        raise ValueError(f"a split needs >= 2 recordings and a share in (0, 1), got {count} and {held_out}")
+    drawn = generator.permutation(count)[: min(count - 1, max(1, round(held_out * count)))]
+    kept_out = {recordings[i] for i in drawn}
+    sides = [np.array([name in kept_out for name in own], bool) for own in names]
+    train, validation = zip(*((own[~side], own[side]) for own, side in zip(numbers, sides, strict=True)), strict=True)
+    return list(train), list(validation)
+
+
+def recording_of(episode: str | Path) -> str:
+    """What an episode's folder shares with those of the same recording rendered again: date and name."""
+    return "/".join(Path(episode).parts[-2:])
 
 
 def _open_shard(path: Path, rows: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from armworld.baselines.demonstrations import (
     choose_episodes,
     draw_goals,
     measure_scales,
-    split_episodes,
 )
+from armworld.datasets.store import split_recordings
 from armworld.pose import apply_action
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -116,9 +116,27 @@ def test_scales_leave_the_gripper_and_floor_what_does_not_move():
     assert scales.action_std[3] == 1e-3 and (scales.action_mean[6], scales.action_std[6]) == (0, 1)
 
 
-def test_splits_are_apart_and_successes_are_read_from_metadata(tmp_path):
-    train, held_out = split_episodes(np.arange(20), 0.2, np.random.default_rng(0))
-    assert len(held_out) == 4 and not set(train) & set(held_out)
+def test_a_recording_and_its_renderings_are_on_the_same_side_of_a_split():
+    names = [f"lab1/success/2025-01-01/seed{i}" for i in range(10)]
+    together = FakeStore((3,) * 20)
+    together.names = [f"data/{name}" for name in names] + [f"views/{name}" for name in names]
+    train, held_out = together.split(0.2, seed=1)
+    assert sorted([*train, *held_out]) == list(range(20)) and len(held_out) == 4
+    assert held_out[:2].tolist() == (held_out[2:] - 10).tolist()
+
+    stores = [FakeStore((3,) * 10), FakeStore((3,) * 10)]
+    for store, root in zip(stores, ("data", "views"), strict=True):
+        store.names = [f"{root}/{name}" for name in names]
+    chosen = [np.arange(10), np.arange(0, 10, 2)]
+    trained, kept_out = split_recordings(stores, 0.2, np.random.default_rng(1), chosen)
+    assert kept_out[0].tolist() == held_out[:2].tolist()
+    assert set(kept_out[1]) == set(kept_out[0]) & set(chosen[1])
+    assert [len(part) for part in trained] == [8, 5 - len(kept_out[1])]
+    with pytest.raises(ValueError, match="needs >= 2 recordings"):
+        split_recordings(stores, 0.2, np.random.default_rng(0), [np.arange(1)] * 2)
+
+
+def test_successes_are_read_from_metadata(tmp_path):
     store = FakeStore((3, 3))
     store.names = [str(tmp_path / "a"), str(tmp_path / "b")]
     for name, success in zip("ab", ("true", "false"), strict=True):
