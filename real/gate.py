@@ -6,6 +6,8 @@ holds; it never guesses a unit, a frame or a value.
 
 The path of one action is a straight line of the flange and a rotation about one axis. It is judged at `SAMPLES`
 points; between two of them a fingertip leaves the chord by at most its arc's sagitta, and boxes are shrunk by it.
+Tips that stay in a box keep the fingers between them there; out of a box they do not: `keep_out` is tested with points
+all over the fingers' plane, and grown by what lies between those.
 
 The gate is software: the hardware stop and the enabling device are the only safety functions of the cell.
 """
@@ -25,6 +27,8 @@ from armworld.real.swept import Path
 
 Verdict = Literal["pass", "clip", "hold"]
 SAMPLES = 17
+SPACING_M = 0.01  # of the points over the fingers' plane; between four of them is nothing farther than COVER_M
+COVER_M = SPACING_M / np.sqrt(2)
 POSE_SLIP_M, POSE_SLIP_RAD = 0.01, 0.1  # a commanded pose that the arm is farther from is given up
 GRIPPER_SLIP = 0.05  # closedness off the commanded one that is still "arrived"
 ACTION_UNITS = {"translation": "m", "rotation": "rad", "gripper": "closedness"}
@@ -121,12 +125,14 @@ class SafetyGate:
 
     limits: Limits
     max_identical: int | None = 3
-    _tips: np.ndarray = field(init=False, repr=False)
+    _hand: np.ndarray = field(init=False, repr=False)  # both fingertips, then the points of the fingers' plane
     _radius: float = field(init=False, repr=False)  # of the fingertips about the flange, m
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_tips", self.limits.fingers.points())
-        object.__setattr__(self, "_radius", float(np.linalg.norm(self._tips, axis=-1).max()))
+        tips = self.limits.fingers.points()
+        plane = self.limits.fingers.plane(SPACING_M) if self.limits.keep_out else tips[:0]
+        object.__setattr__(self, "_hand", np.concatenate([tips, plane]))
+        object.__setattr__(self, "_radius", float(np.linalg.norm(tips, axis=-1).max()))
 
     def admit(
         self,
@@ -246,17 +252,15 @@ class SafetyGate:
 
     # ------------------------------------------------------------------ geometry
 
-    def _violations(self, flange: np.ndarray, tips: np.ndarray, turn: float) -> np.ndarray:
+    def _violations(self, flange: np.ndarray, hand: np.ndarray, turn: float) -> np.ndarray:
         """How far the worst point lies outside what is allowed (m), [S]; at most 0 is allowed."""
         sagitta = self._radius * (1 - np.cos(turn / (SAMPLES - 1) / 2))
-        points = np.concatenate([flange[:, None], tips], 1)  # [S, 3, 3]
-        worst = np.maximum(
-            self.limits.workspace.outside(flange), self.limits.fingertips.outside(tips).max(-1) + sagitta
-        )
+        tips_outside = self.limits.fingertips.outside(hand[:, :2]).max(-1) + sagitta
+        worst = np.maximum(self.limits.workspace.outside(flange), tips_outside)
         if self.limits.keep_out:
-            gap = np.linalg.norm(np.diff(points, axis=0), axis=-1).max() / 2 + sagitta
+            gap = np.linalg.norm(np.diff(hand, axis=0), axis=-1).max() / 2 + sagitta + COVER_M
             for box in self.limits.keep_out:
-                worst = np.maximum(worst, gap - box.outside(points).min(-1))
+                worst = np.maximum(worst, gap - box.outside(hand).min(-1))
         return worst
 
     def clear(self, state: np.ndarray, wanted: np.ndarray, margin_m: float = 0.0) -> bool:
@@ -265,8 +269,8 @@ class SafetyGate:
         For drawing targets beforehand; commands are judged anew when they are sent.
         """
         path = Path.between(state, wanted)
-        flange, tips, tilt = path.points(np.linspace(0, 1, SAMPLES), self._tips)
-        inside = self._violations(flange, tips, path.turn) <= -margin_m
+        flange, hand, tilt = path.points(np.linspace(0, 1, SAMPLES), self._hand)
+        inside = self._violations(flange, hand, path.turn) <= -margin_m
         return bool(inside.all() and (tilt <= self.limits.max_tilt).all())
 
     def _shorten(
@@ -276,8 +280,8 @@ class SafetyGate:
         limits, path = self.limits, Path.between(state, wanted)
         fraction, reasons = self._slow_down(path, scale)
         fractions = np.linspace(0, fraction, SAMPLES)
-        flange, tips, tilt = path.points(fractions, self._tips)
-        outside = self._violations(flange, tips, path.turn * fraction)
+        flange, hand, tilt = path.points(fractions, self._hand)
+        outside = self._violations(flange, hand, path.turn * fraction)
         if outside[0] > limits.tracking_m or tilt[0] > limits.max_tilt + 0.05:
             text = f"the arm stands {1000 * outside[0]:.0f} mm outside its box, tilted {tilt[0]:.2f} rad"
             return None, [("start_outside", f"{text}: drive it back by hand")]
@@ -287,7 +291,7 @@ class SafetyGate:
         while end > 0 and (outside[end] > 0 or tilt[end] > limits.max_tilt):
             end -= 1
         if end < SAMPLES - 1:
-            reasons.append(self._blame(flange, tips, tilt, min(end + 1, SAMPLES - 1)))
+            reasons.append(self._blame(flange, hand[:, :2], tilt, min(end + 1, SAMPLES - 1)))
         if end == 0:
             return None, reasons
         return np.append(path.pose(fractions[end]), state[6]), reasons
@@ -314,7 +318,7 @@ class SafetyGate:
             return ("workspace", f"the flange would leave its box at {where}")
         if self.limits.fingertips.outside(tips[at]).max() > -1e-3:
             return ("fingertips", f"a fingertip would leave its box with the flange at {where}")
-        return ("keep_out", f"flange or fingertips would enter a keep-out box with the flange at {where}")
+        return ("keep_out", f"flange or fingers would enter a keep-out box with the flange at {where}")
 
     # ------------------------------------------------------------------ reference and gripper
 

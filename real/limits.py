@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +43,17 @@ class Fingers:
         tip = np.array([0.0, 0.0, self.length_m])
         return np.stack([tip + across, tip - across])
 
+    def plane(self, spacing_m: float) -> np.ndarray:
+        """Points [P, 3] in the flange frame, at most `spacing_m` apart along and across, over all that fingers take up
+        at any opening: the rectangle from the flange down to both tips at their widest."""
+        tips = self.points()
+        middle = tips.mean(0)
+        along, across = (
+            np.linspace(low, 1, 1 + math.ceil((1 - low) * length / spacing_m))
+            for low, length in ((0, self.length_m), (-1, self.half_span_m))
+        )
+        return (along[:, None, None] * middle + across[:, None] * (tips[0] - middle)).reshape(-1, 3)
+
 
 # Franka Hand: tool centre 0.1034 m from the flange, 9 mm of finger beyond it; 80 mm opening; mounted at -45°.
 FRANKA_HAND = Fingers(0.1124, 0.05, -np.pi / 4)
@@ -58,7 +70,7 @@ class Limits:
     Attributes:
         workspace: Where the flange may be.
         fingertips: Where the fingertips may be (its floor a little above the table).
-        keep_out: Boxes that neither flange nor fingertips may enter.
+        keep_out: Boxes that neither flange nor fingers may enter, at any opening (`Fingers.plane`).
         fingers: Fingertip geometry.
         step_seconds: Time of one action.
         max_speed: Of flange and fingertips, m/s; at most 0.25.

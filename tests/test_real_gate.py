@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from armworld.pose import action_between, apply_action
-from armworld.real.gate import Decision, SafetyGate, Situation, View, Watchdog, check_units
-from armworld.real.limits import FRANKA_HAND, Box, Limits
+from armworld.real.gate import COVER_M, SPACING_M, Decision, SafetyGate, Situation, View, Watchdog, check_units
+from armworld.real.limits import FRANKA_HAND, ROBOTIQ_2F85, Box, Limits
 from armworld.real.protocols import Frame
 
 DOWN = np.array([0.45, 0.0, 0.35, np.pi, 0.0, 0.0, 0.2])
@@ -122,6 +122,37 @@ def test_a_path_that_cuts_a_corner_of_a_keep_out_box_is_stopped_before_it():
     assert corner.outside(middle) < 0 or corner.outside(end) < 0
     decision = gate.check(action, situation(start))
     assert decision.verdict in ("clip", "hold") and "keep_out" in decision.codes
+
+
+POST = Box((0.45, -0.02, 0.0), (0.55, 0.02, 0.15))  # 4 cm wide: it fits between open fingers, which are 11 cm apart
+OVER_POST = SafetyGate(dataclasses.replace(LIMITS, keep_out=(POST,), fingers=ROBOTIQ_2F85))
+
+
+@pytest.mark.parametrize("grip", [0.0, 0.5, 1.0])
+def test_a_post_that_fits_between_the_fingertips_is_kept_out_of(grip):
+    """Open fingers would straddle it, closed ones come down in its middle: at any opening the hand stays above."""
+    state = np.array([0.5, 0.0, 0.345, np.pi, 0.0, 0.0, grip])
+    decision = OVER_POST.check(act(z=-0.03), situation(state))
+    assert decision.verdict == "clip" and decision.codes == ("keep_out",)
+    assert 0.15 <= decision.target[2] - ROBOTIQ_2F85.length_m < 0.16
+    below = np.array([0.5, 0.0, 0.30, np.pi, 0.0, 0.0, grip])
+    assert OVER_POST.check(act(z=-0.03), situation(below)).codes == ("start_outside",)
+
+
+def test_a_way_through_a_post_between_the_fingertips_is_not_clear():
+    aside, above = np.array([0.5, 0.15, 0.28, np.pi, 0.0, 0.0, 1.0]), np.array([0.5, 0.0, 0.4, np.pi, 0.0, 0.0, 1.0])
+    assert not OVER_POST.clear(aside, aside + act(y=-0.3)) and not OVER_POST.clear(above, above + act(z=-0.1))
+    assert OVER_POST.clear(aside, aside + act(y=0.1)) and OVER_POST.clear(above, above + act(y=-0.2))
+
+
+@pytest.mark.parametrize("fingers", [FRANKA_HAND, ROBOTIQ_2F85])
+def test_the_points_of_the_fingers_plane_leave_no_gaps(fingers):
+    """Wherever a finger is, at any opening and height, a point is within `COVER_M`."""
+    tips, rng = fingers.points(), np.random.default_rng(0)
+    along, across = rng.uniform(0, 1, (500, 1)), rng.uniform(-1, 1, (500, 1))
+    anywhere = along * tips.mean(0) + across * (tips[0] - tips.mean(0))
+    away = np.linalg.norm(anywhere[:, None] - fingers.plane(SPACING_M), axis=-1).min(1)
+    assert away.max() <= COVER_M
 
 
 def test_tilt_is_limited_and_may_be_undone():
@@ -251,15 +282,26 @@ def dense_paths(starts: np.ndarray, targets: np.ndarray, at: np.ndarray = PATH):
     return flange, tips, tilt, np.linalg.norm(turn, axis=-1)
 
 
+def between(flange: np.ndarray, tips: np.ndarray) -> np.ndarray:
+    """Points [..., 49, 3] wherever fingers may be: along and across, from flanges [..., 3] to tips [..., 2, 3]."""
+    along, across = (grid.ravel()[:, None] for grid in np.meshgrid(np.linspace(0, 1, 7), np.linspace(-1, 1, 7)))
+    middle = tips.mean(-2)
+    return (
+        flange[..., None, :]
+        + along * (middle - flange)[..., None, :]
+        + across * (tips[..., 0, :] - middle)[..., None, :]
+    )
+
+
 def free_states(rng: np.random.Generator, count: int) -> np.ndarray:
-    """States [count, 7] with flange and fingertips inside every box and outside every keep-out box."""
+    """States [count, 7] with flange and fingertips inside every box and the fingers outside every keep-out box."""
     found = np.zeros((0, 7))
     while len(found) < count:
         states = np.zeros((4 * count, 7))
         states[:, :3] = rng.uniform(LIMITS.workspace.low, LIMITS.workspace.high, (4 * count, 3))
         states[:, 3], states[:, 5], states[:, 6] = np.pi, rng.uniform(-3, 3, 4 * count), rng.uniform(size=4 * count)
         flange, tips, _, _ = dense_paths(states, states, np.zeros(1))
-        points = np.concatenate([flange, tips[:, 0]], 1)
+        points = between(flange, tips)[:, 0]
         inside = LIMITS.fingertips.outside(tips[:, 0]).max(-1) <= 0
         found = np.concatenate([found, states[inside & (LIMITS.keep_out[0].outside(points).min(-1) >= 0)]])
     return found[:count]
@@ -277,7 +319,7 @@ def assert_within_limits(states: np.ndarray, targets: np.ndarray) -> None:
     assert LIMITS.workspace.outside(flange).max() <= 1e-9
     assert LIMITS.fingertips.outside(tips).max() <= 1e-9
     for box in LIMITS.keep_out:
-        assert min(box.outside(flange).min(), box.outside(tips).min()) >= -1e-9
+        assert box.outside(between(flange, tips)).min() >= -1e-9
     rate = LIMITS.max_closedness_rate * LIMITS.step_seconds
     assert np.abs((targets - states)[:, 6]).max() <= rate + 1e-9
 

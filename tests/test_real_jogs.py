@@ -191,7 +191,7 @@ def test_random_moves_keep_clear_of_boxes_and_end_where_they_began(tmp_path: Pat
 
 def test_random_moves_get_an_arm_away_from_a_wall_beside_it(tmp_path: Path) -> None:
     post = Box((0.44, -0.06, 0.0), (0.52, 0.06, 0.5))
-    driver = make_driver(tmp_path, FakeArm(np.array([0.48, 0.098, 0.35, np.pi, 0, 0])))
+    driver = make_driver(tmp_path, FakeArm(np.array([0.48, 0.104, 0.35, np.pi, 0, 0])))
     driver.gate = SafetyGate(replace(LIMITS, keep_out=(post,)))
     state = np.asarray(driver.look()["state"], float)
     assert driver.gate.clear(state, state) and not driver.gate.clear(state, state, 0.005)
