@@ -3,13 +3,15 @@
 LeRobot finds plug-ins by package names that begin with `lerobot_robot_`: `pip install ./real/plugin` brings one, with
 the robot type "armworld". The class also works without LeRobot installed.
 Actions are absolute targets, as in LeRobot: flange pose (m, rad) and closedness. `send_action` returns what was sent.
+LeRobot's loop sets the pace, 30 calls a second as a rule. The arm is given of a step's translation and turn the share
+that has passed since the last command, so that calls in quick succession do not add up to more than the limits.
 Dry unless `live` repeats the arm's address: what `armworld deploy --live` has typed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from armworld.types import require
 
 STATE_KEYS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 FRAME_WAIT_S = 0.15  # for frames that were not seen before
+LEAST_SHARE = 1e-6  # of a step's way, for calls that the clock does not tell apart
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,10 @@ class ArmworldRobot:
     config_class = ArmworldRobotConfig
     name = "armworld"
 
-    def __init__(self, config: ArmworldRobotConfig, cell: Cell | None = None) -> None:
-        """`cell` replaces the devices that the configuration names."""
+    def __init__(
+        self, config: ArmworldRobotConfig, cell: Cell | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`cell` replaces the devices that the configuration names; `clock` (s) tells how far calls are apart."""
         if cell is None:
             config.cell.check_cell()
             if config.cell.sim:
@@ -65,6 +70,7 @@ class ArmworldRobot:
         self._cell = cell or config.cell.cell(Framing(config.size, config.cell.crop or None))
         self._gate = SafetyGate(config.cell.limits(config.cell.step_seconds or 0.25))
         self._senses = Senses(self._cell)
+        self._clock, self._sent_s = clock, -np.inf  # the latter: when a target was last allowed
         self._seen: Seen | None = None  # what an action may be given for; None: nothing that is fit for use
 
     @property
@@ -130,7 +136,7 @@ class ArmworldRobot:
             if self.config.live:
                 self._cell.arm.stop()
         else:
-            sent = target.copy()
+            sent, self._sent_s = target.copy(), self._clock()
             if self.config.live:
                 sent[:6] = self._cell.arm.command(target[:6])
                 if self._cell.gripper is not None:
@@ -144,7 +150,11 @@ class ArmworldRobot:
             return None
         taken_s = min(seen.time_s, *(frame.time_s for frame in seen.frames.values()), np.inf)
         held = now.gripper is not None and now.gripper.object_held
-        situation = Situation(time.monotonic(), now.state, now.time_s, seen.state, taken_s, object_held=held)
+        passed = (self._clock() - self._sent_s) / self._gate.limits.step_seconds
+        situation = Situation(
+            time.monotonic(), now.state, now.time_s, seen.state, taken_s, object_held=held,
+            speed_scale=float(np.clip(passed, LEAST_SHARE, 1.0)),
+        )  # fmt: skip
         decision = self._gate.check(action_between(seen.state, wanted), situation)
         return None if decision.verdict == "hold" else np.array(decision.target)
 

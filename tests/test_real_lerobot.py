@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,8 +37,8 @@ def cell() -> Cell:
     return fakes()
 
 
-def robot(cell: Cell, live: str = HOST) -> ArmworldRobot:
-    made = ArmworldRobot(ArmworldRobotConfig(HARDWARE, live=live), cell)
+def robot(cell: Cell, live: str = HOST, clock: Callable[[], float] = time.monotonic) -> ArmworldRobot:
+    made = ArmworldRobot(ArmworldRobotConfig(HARDWARE, live=live), cell, clock)
     made.connect()
     return made
 
@@ -64,6 +66,23 @@ def test_it_answers_what_was_sent(cell: Cell) -> None:
         made.send_action({key: value for key, value in wanted.items() if key != "y.pos"})
     made.disconnect()
     assert not made.is_connected
+
+
+@pytest.mark.parametrize(("rate_hz", "seconds"), [(30.0, 1.0), (4.0, 1.0), (1.0, 3.0), (1000.0, 0.1)])
+@pytest.mark.parametrize(("towards", "index", "limit"), [("x", 0, 0.25), ("yaw", 5, 1.0)])
+def test_calls_at_any_rate_keep_the_limits_per_second(
+    cell: Cell, rate_hz: float, seconds: float, towards: str, index: int, limit: float
+) -> None:
+    """An arm that goes at once where it is sent: m/s and rad/s hold over any time, after a first step of 0.25 s."""
+    moments = [0.0]
+    made = robot(cell, clock=lambda: moments[-1])
+    start = cell.arm.read().pose
+    for number in range(round(rate_hz * seconds)):
+        moments.append(number / rate_hz)
+        made.send_action(target(made, **{towards: 0.5 if number % 2 else -0.5}))  # to and fro: no box is met
+    ways = np.abs(np.diff([start, *commands(cell)], axis=0)[:, index])
+    assert len(ways) == round(rate_hz * seconds) and ways[1:].max() <= limit * min(1 / rate_hz, 0.25) + 1e-9
+    assert ways.sum() <= limit * (0.25 + seconds) + 1e-9
 
 
 def test_it_is_dry_unless_the_address_is_repeated(cell: Cell) -> None:
