@@ -80,7 +80,7 @@ def goal(config: GoalConfig, console: Console | None = None, ask: Callable[[str]
         elif not config.sim:
             ask("Guide the arm to the goal, leave the picture, release the buttons; then press Enter: ")
         observation = driver.look()
-    save_goal(config.out, observation)
+    save_goal(config.out, observation, None if config.sim else config.crop or None)  # simulated cameras crop nothing
     console.print(f"goal {config.out}: flange at {np.round(observation['state'][:3], 3)} m", highlight=False)
     return 0
 

@@ -154,6 +154,26 @@ def test_goals_round_trip_and_pictures_are_goals(tmp_path):
         load_goal([tmp_path / "text.png"], [5], framing)
 
 
+def test_a_captured_goal_is_not_cropped_again_and_keeps_to_its_crop(tmp_path):
+    """What the camera showed, framed, is what the agent gets as goal; a bare picture is framed here."""
+    raw, framing = np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8), Framing((64, 64), 1.35)
+    save_goal(tmp_path / "goal", {"state": np.zeros(7), "left": framing.apply(raw)}, 1.35)
+    Image.fromarray(raw).save(tmp_path / "goal.png")
+    for path in (tmp_path / "goal", tmp_path / "goal.png"):
+        np.testing.assert_array_equal(
+            load_goal([path], [5], {"left": framing}).observations[0]["left"], framing.apply(raw)
+        )
+    smaller = load_goal([tmp_path / "goal"], [5], {"left": Framing((32, 32), 1.35)}).observations[0]["left"]
+    np.testing.assert_array_equal(smaller, Framing((32, 32)).apply(framing.apply(raw)))
+    with pytest.raises(
+        ValueError, match=r"a crop of 1\.35, and camera 'left' now has no crop: .*--crop 1\.35, .*--crop 0"
+    ):
+        load_goal([tmp_path / "goal"], [5], {"left": Framing((64, 64))})
+    save_goal(tmp_path / "whole", {"state": np.zeros(7), "left": raw})
+    with pytest.raises(ValueError, match=r"with no crop, and camera 'left' now has a crop of 1\.35"):
+        load_goal([tmp_path / "whole"], [5], {"left": framing})
+
+
 def test_framing_crops_the_middle_and_squeezes():
     image = np.zeros((480, 640, 3), np.uint8)
     image[:, 80:560] = 200

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from armworld import cli
@@ -21,10 +22,11 @@ from armworld.real import preflight as looking
 from armworld.real.agent_process import AgentGone, InlineAgent
 from armworld.real.cameras import Framing
 from armworld.real.cell import Cell
-from armworld.real.deploy import DeployConfig, deploy
+from armworld.real.deploy import DeployConfig, deploy, given_goal
 from armworld.real.fakes import FakeArm, FakeCamera, FakeGripper
 from armworld.real.goal import GoalConfig
 from armworld.real.goals import load_goal, save_goal
+from armworld.real.opening import ModelFacts
 from armworld.real.preflight import Preflight
 from armworld.real.protocols import DeviceLost
 from armworld.real.replay import ReplayConfig, replay
@@ -229,8 +231,6 @@ def test_a_device_that_is_not_there_is_one_line_and_exit_code_2(monkeypatch, cap
 
 @pytest.mark.parametrize("process", [True])  # the real one
 def test_a_goal_that_the_agent_cannot_use_is_named(process: bool, cell: Cell, tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "photo.png")
     with pytest.raises(ValueError, match="this goal has a picture only"):
         deploy(settings(tmp_path, goal=(tmp_path / "photo.png",)), quiet(), unasked)
@@ -268,6 +268,19 @@ def test_a_goal_is_captured_where_the_arm_was_guided_to_and_nothing_moves(cell: 
     assert "Guide the arm" in asked[0] and not commands(cell)
     goal = load_goal([tmp_path / "captured"], (5,), {"left": Framing(SIZE)})
     np.testing.assert_allclose(goal.observations[0]["state"][:3], [0.45, 0, 0.35], atol=1e-6)
+
+
+def test_a_goal_that_was_captured_with_a_crop_is_deployed_with_it(cell: Cell, tmp_path: Path) -> None:
+    config = goal_settings(tmp_path, crop=1.35)
+    assert capturing.goal(config, quiet(), lambda question: "") == 0
+    facts = ModelFacts(0.25, SIZE, "left")
+    deployed = settings(tmp_path, goal=(config.out,), crop=1.35)
+    goal = given_goal(deployed, facts)
+    assert goal is not None
+    with Image.open(config.out / "left.png") as picture:
+        np.testing.assert_array_equal(goal.observations[0]["left"], np.asarray(picture))
+    with pytest.raises(ValueError, match=r"captured with a crop of 1\.35"):
+        given_goal(dataclasses.replace(deployed, crop=0.0), facts)
 
 
 def test_an_arm_drives_to_a_goals_state_only_confirmed_and_slowly(cell: Cell, tmp_path: Path) -> None:
