@@ -98,7 +98,7 @@ class CEM(Planner[CEMConfig]):
             noise = self.noise(iteration, search.shape(samples), generator).to(start)
             plans = space.clip(noise * std[:, None] + mean[:, None])
             if iteration and c.execute == "best":
-                plans = torch.cat([plans, mean[:, None]], 1)
+                plans = torch.cat([plans, space.clip(mean)[:, None]], 1)  # a mean of elites knows no deadband
             pool = torch.cat([plans, kept], 1), torch.cat([search.evaluate(plans), kept_cost], 1)
             best, cost = lowest(*pool, c.elites)
             kept, kept_cost = best[:, : c.keep_elites], cost[:, : c.keep_elites]

@@ -357,6 +357,20 @@ def test_action_space_round_trip_and_projection(space: ActionSpace, seed: int) -
         assert ((grip == 0) | (grip.abs() >= space.gripper_deadband)).all()
 
 
+def test_a_mean_of_elites_keeps_to_the_grippers_deadband() -> None:
+    """The least energy lies at a gripper delta inside of the deadband, where no sample is: no mean may go there."""
+
+    class Slight:
+        def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
+            return (rollout.state[..., -1, 6] - 0.02).abs() + rollout.state[..., -1, :3].abs().sum(-1)
+
+    space = {"max_position": 0.1, "gripper_deadband": 0.1}
+    for name in ("cem", "icem", "mppi"):
+        plan = run(name, [0.0, 0.0, 0.0, 0.0], objective=Slight(), space=space, hold_candidate=False)
+        grip = plan.actions[..., 6].abs()
+        assert bool(((grip == 0) | (grip >= 0.1)).all()), name
+
+
 def test_clear_errors() -> None:
     with pytest.raises(ValueError, match=r"unknown planner 'cme'.*cem, .*mppi"):
         make_planner("cme")
