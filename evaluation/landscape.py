@@ -25,9 +25,13 @@ from armworld.evaluation.agents import camera_pose, reads_camera
 from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
 from armworld.evaluation.picture import figure_png, tidy
+from armworld.evaluation.planner_picture import collapse_figure, energy_slice
 from armworld.evaluation.report import Page, provenance
 from armworld.planners.objectives import FinalL1, LatentGoal, Objective, make_objective
+from armworld.planners.plans import ActionSpace
+from armworld.planners.registry import PLANNERS, make_planner
 from armworld.pose import action_between
+from armworld.types import check_name
 
 PLANES = {"xy": (0, 1), "xz": (0, 2), "yz": (1, 2)}
 STREAM = 0x4C414E
@@ -50,7 +54,8 @@ class LandscapeConfig:
         objective: Name of an energy; by default the aligned one where the model has a readout, else the published one.
         reach_m: Half width of the planes (m); by default a quarter more than the true displacement, at least 7.5 cm.
         points: Grid points per axis.
-        out: Folder for landscape.json, landscape.png and index.html.
+        planner: Also let this planner search the step, and draw its samples collapsing over the energy; none does not.
+        out: Folder for landscape.json, landscape.png, collapse.png and index.html.
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -63,11 +68,14 @@ class LandscapeConfig:
     objective: str | None = None
     reach_m: float | None = None
     points: int = 25
+    planner: str | None = "cem"
     out: Path = Path("runs/landscape")
 
     def __post_init__(self) -> None:
         if self.points < 3 or (self.reach_m is not None and not self.reach_m > 0):
             raise ValueError(f"expected points >= 3 and reach_m > 0, got {self.points} and {self.reach_m}")
+        if self.planner is not None:
+            check_name("planner that samples", self.planner, [name for name in PLANNERS if name != "servo"])
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ def landscape(config: LandscapeConfig, console: Console | None = None) -> dict[s
     with single_thread():
         energy = make_objective(config.objective, getattr(model, "readout", None))
         findings = energy_planes(model, step, config.points, config.reach_m, energy)
+        search = None if config.planner is None else search_figure(model, step, energy, findings, config)
     record = {
         "model": config.model,
         "source": str(config.data) if config.data else f"{config.task}, {config.lab}, seed {config.seed}",
@@ -118,6 +127,10 @@ def landscape(config: LandscapeConfig, console: Console | None = None) -> dict[s
     png = figure_png(landscape_figure(findings, step))
     page = Page(f"landscape: {config.model}", f"Energy over one action; {record['source']}.")
     page.text(record["verdict"][0]).picture(png, "energy over pairs of axes, with the true displacement")
+    if search is not None:
+        png_of_search = figure_png(search)
+        page.picture(png_of_search, f"the samples of {config.planner}, iteration by iteration")
+        write_bytes(config.out / "collapse.png", png_of_search)
     provenance(page, record)
     write_bytes(config.out / "landscape.png", png)
     page.write(config.out / "index.html")
@@ -195,6 +208,21 @@ def energy_planes(
         "energy_of_truth": float(true),
         "energy_of_holding": float(none),
     }
+
+
+def search_figure(
+    model: Any, step: Step, objective: Objective, findings: Mapping[str, Any], config: LandscapeConfig
+) -> Figure:
+    """The planner's samples of (Δx, Δy) over the energy around the plan that it chose (`planner_picture`)."""
+    space = ActionSpace(max_position=float(findings["axis_m"][-1]), max_gripper=0.0)
+    planner = make_planner(str(config.planner), space=space, record=True)
+    z, after = (_encode(model, image) for image in step.images)
+    goal = LatentGoal(after[:, 0], torch.from_numpy(step.states[1:]).to(after))
+    state = torch.from_numpy(step.states[:1]).to(z)[None]
+    plan = planner.plan(model, objective, z, state, goal, generator=torch.Generator().manual_seed(config.seed))
+    found = energy_slice(model, objective, z, state, goal, plan, space, points=config.points)
+    off = float(np.linalg.norm(plan.actions[0, 0, :3].cpu().numpy() - step.action[:3]))
+    return collapse_figure(plan, found, title=f"{config.planner}: {100 * off:.1f} cm from the true displacement")
 
 
 def _encode(model: Any, image: np.ndarray) -> torch.Tensor:

@@ -246,7 +246,12 @@ def test_doctor_and_landscape_through_the_simulator(tmp_path: Path, debug_model:
     assert "data:image/png" in (tmp_path / "doctor" / "index.html").read_text()
     record = landscape(LandscapeConfig(debug_model, points=5, out=tmp_path / "landscape"), console)
     assert np.array(record["energy"]["xy"]).shape == (5, 5) and 0.02 < np.linalg.norm(record["true_m"]) < 0.13
-    assert (tmp_path / "landscape" / "landscape.png").exists()
+    assert {"landscape.png", "collapse.png"} <= {path.name for path in (tmp_path / "landscape").iterdir()}
+    assert (tmp_path / "landscape" / "index.html").read_text().count("data:image/png") == 2
+    with pytest.raises(ValueError, match="unknown planner that samples 'servo'; valid: cem, "):
+        LandscapeConfig(debug_model, planner="servo")
+    with pytest.raises(ValueError, match="unknown planner to examine 'gradient'; valid: cem, icem, mppi, servo"):
+        DoctorConfig(debug_model, agent="gradient")
     with pytest.raises(ValueError, match="episodes >= 4"):
         DoctorConfig(debug_model, episodes=3)
     with pytest.raises(ValueError, match=r"stills >= 16, got 16\.0, 6 and 4"):
