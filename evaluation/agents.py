@@ -18,7 +18,7 @@ STREAM = 0x41524D  # keeps an agent's draws apart from the environment's, which 
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """How a planning agent plans; None leaves the planner's own default.
+    """How a planning agent plans; None leaves the planner's own default. A planner takes notice of what it has.
 
     Attributes:
         samples: Candidates per iteration; by default the planner's.
@@ -99,12 +99,17 @@ class AgentSettings:
     calibrate: int | None = None
 
     def planner_settings(self, planner: str) -> dict[str, Any]:
-        """What `planners.registry.make_planner` takes for that planner, without settings left at their defaults."""
+        """What `planners.registry.make_planner` takes for that planner, without settings left at their defaults.
+
+        A setting of the search that this planner has not is left out, so that one table can hold several planners.
+        """
+        from armworld.planners.registry import settings_of
+
         space: dict[str, Any] = {} if planner == "cem_published" else {"stroke": True}
         space |= {"max_position": self.max_position, "max_norm": self.max_norm, "max_gripper": self.max_gripper}
         space |= {"max_yaw": self.max_yaw, "gripper_deadband": self.gripper_deadband}
-        search = ("samples", "iterations", "elites", "horizon", "repeat", "hold_margin")
-        names = ("hold_margin",) if planner == "servo" else search  # which searches nothing
+        known = settings_of(planner)
+        names = [n for n in ("samples", "iterations", "elites", "horizon", "repeat", "hold_margin") if n in known]
         settings: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         space = {name: value for name, value in space.items() if value is not None}
         return settings | ({"space": space} if space else {})

@@ -59,10 +59,12 @@ def load_bank(folder: Path, model: Any, camera: str) -> Frames:
         ValueError: No episodes there, or frames of another size than the model's.
         EpisodeError: A damaged episode.
     """
-    known = _banks.setdefault(getattr(model, "model", model), {})  # a turned model's features are those of the model
+    seeing = getattr(model, "model", model)  # a turned model's features are those of the model
+    seeing = getattr(seeing, "encoder_model", seeing)  # the oracle's those of the one that encodes for it
+    known = _banks.setdefault(getattr(seeing, "encoder", seeing), {})  # shared by all that are told of a camera
     key = (Path(folder).resolve(), camera)
     if key not in known:
-        known[key] = _read(Path(folder), model, camera)
+        known[key] = _read(Path(folder), seeing, camera)
     return known[key]
 
 

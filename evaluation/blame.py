@@ -12,7 +12,7 @@ Each failed episode is repeated with one part after another replaced by somethin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,39 +23,49 @@ from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.setup import Setup, make_cell, run_with_progress
 
 WIDER = 4
+BLAMABLE = ("cem", "icem", "mppi", "servo")  # the simulator has no gradient, and the published settings are one's own
 PARTS = ("goal or controller", "cost", "planner", "model")
 
 
-def blame(
-    setup: Setup, settings: AgentSettings, where: tuple[str, str, str], agent: str, seeds: Sequence[int], out: Path
-) -> dict[str, Any]:
-    """Run the episodes, then repeat the failures; resumable like every run.
+def blame_cells(
+    setup: Setup, settings: AgentSettings, where: tuple[str, str, str], agent: str, out: Path
+) -> dict[str, Cell]:
+    """The cells that `blame` runs: those of the agent, the expert, the oracle and the wide oracle.
 
     Args:
         setup: Resolved (`setup.resolve`).
         settings: How `agent` plans.
         where: (task, object, lab).
-        agent: A planner of `planners.registry.PLANNERS` by the same name.
-        seeds: Episodes.
+        agent: One of `BLAMABLE`.
         out: Folder of the cells.
+    """
+    return {
+        name: _cell(setup, settings, where, agent, name, out) for name in ("agent", "expert", "oracle", "wide oracle")
+    }
+
+
+def blame(cells: Mapping[str, Cell], seeds: Sequence[int], workers: int = 1) -> dict[str, Any]:
+    """Run the episodes, then repeat the failures; resumable like every run.
+
+    Args:
+        cells: Those of `blame_cells`.
+        seeds: Episodes.
+        workers: Processes.
 
     Returns:
         "counts" per part (failed episodes only), "episodes" [{seed, reason, blame}], and "solved".
     """
-    cells = {
-        name: _cell(setup, settings, where, agent, name, out) for name in ("agent", "expert", "oracle", "wide oracle")
-    }
-    own = run_with_progress([cells["agent"]], seeds, setup.workers)[0]
+    own = run_with_progress([cells["agent"]], seeds, workers)[0]
     failed = [result.seed for result in own if not result.success]
     ways: dict[str, set[int]] = {}  # which failures each better chain solves
     left = failed
     for name in ("expert", "oracle", "wide oracle"):
-        results = run_with_progress([cells[name]], left, setup.workers)[0] if left else []
+        results = run_with_progress([cells[name]], left, workers)[0] if left else []
         ways[name] = {result.seed for result in results if result.success}
         left = [seed for seed in left if (seed in ways[name]) == (name == "expert")]
     episodes = [{"seed": r.seed, "reason": r.reason, "blame": _part(r, ways)} for r in own]
     counts = {part: sum(episode["blame"] == part for episode in episodes) for part in PARTS}
-    return {"agent": agent, "solved": len(own) - len(failed), "counts": counts, "episodes": episodes}
+    return {"agent": cells["agent"].agent, "solved": len(own) - len(failed), "counts": counts, "episodes": episodes}
 
 
 def _part(result: EpisodeResult, ways: dict[str, set[int]]) -> str | None:

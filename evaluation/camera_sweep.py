@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 
 from armworld.envs.cameras import EXTERIOR, RIGS
-from armworld.evaluation.agents import AGENTS, AgentSettings, make_agent, needs_model, plans_on_features
+from armworld.evaluation.agents import AGENTS, AgentSettings, make_agent, plans_on_features
 from armworld.evaluation.camera_page import write_page
 from armworld.evaluation.cells import Cell, Worker, load_episode, single_thread
 from armworld.evaluation.episodes import EpisodeResult
@@ -23,6 +23,7 @@ from armworld.evaluation.statistics import mcnemar_exact
 from armworld.evaluation.views import View, Views, make_views, varying_axes
 from armworld.jobs import run_with_progress as run_jobs_with_progress
 from armworld.planners.calibrating import FEWEST_MOVES
+from armworld.planners.plans import PlanningError
 from armworld.sim_assets.catalog import LABS
 from armworld.types import check_name
 
@@ -75,11 +76,12 @@ class CameraSweep(AgentSettings, Setup, Views, SweepEpisodes):
         fewest = FEWEST_MOVES if self.correct == "adapt" else 2
         if self.episodes < 1 or self.moves_there < fewest:
             raise ValueError(f"expected episodes >= 1 and moves >= {fewest}, got {self.episodes} and {self.moves}")
-        if self.correct and not needs_model(self.agent):
-            raise ValueError(f"--correct is for world models; agent {self.agent!r} has none")
+        learned = self.agent != "oracle" and plans_on_features(self.agent)
         if self.correct == "turn" and self.agent == "servo":
             raise ValueError("servo imagines nothing whose axes could turn; valid for it: --correct adapt")
-        if self.correct == "adapt" and not plans_on_features(self.agent):
+        if self.correct == "turn" and not learned and self.agent != "pixels":
+            raise ValueError(f"--correct turn is for planners on a learned world model, not for {self.agent!r}")
+        if self.correct == "adapt" and not learned:
             raise ValueError(f"--correct adapt is for planners on a world model of features, not for {self.agent!r}")
 
     @property
@@ -181,13 +183,17 @@ def estimate(config: CameraSweep, stations: Sequence[Station], seeds: Sequence[i
     what = f"{len(stations)} cameras, {len(seeds)} episodes each" + (" twice" if config.correct else "")
     if not pending:
         return f"{what}: all done before."
-    seconds = pending * _episode_seconds(stations[0].cell, seeds[0]) / config.workers
+    each = _episode_seconds(stations[0].cell, seeds[0])
+    if each is None:
+        return f"{what}; {pending} to run on {config.workers} process(es), for how long is not known: planning failed."
+    seconds = pending * each / config.workers
     if config.correct == "adapt":
         seconds += LEARNING_S * sum(station.look.stored() is None for station in stations) / config.workers
     return f"{what}; {pending} to run: about {told_seconds(seconds)} on {config.workers} process(es)."
 
 
-def _episode_seconds(cell: Cell, seed: int) -> float:
+def _episode_seconds(cell: Cell, seed: int) -> float | None:
+    """How long an episode may take (s); None where planning fails, which the episodes themselves tell of."""
     worker = Worker()
     try:
         with single_thread():
@@ -202,6 +208,8 @@ def _episode_seconds(cell: Cell, seed: int) -> float:
             per_step = (time.perf_counter() - begun) / TRIAL_STEPS
             steps = getattr(env.unwrapped, "max_steps", None) or cell.env_kwargs.get("max_steps") or 20
             return begun - started + steps * per_step
+    except PlanningError:
+        return None
     finally:
         worker.close()
 

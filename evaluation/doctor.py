@@ -20,8 +20,8 @@ from rich.console import Console
 from torch import Tensor
 
 from armworld.evaluation.agents import AgentSettings
-from armworld.evaluation.blame import blame, blame_sentence
-from armworld.evaluation.cells import env_id_of, open_env, single_thread
+from armworld.evaluation.blame import BLAMABLE, blame, blame_cells, blame_sentence
+from armworld.evaluation.cells import Cell, claim, env_id_of, open_env, single_thread
 from armworld.evaluation.doctor_picture import doctor_figure
 from armworld.evaluation.doctor_stills import Stills, read_stills, take_stills
 from armworld.evaluation.doctor_verdict import judge, mark_of
@@ -41,7 +41,6 @@ from armworld.evaluation.report import Page, provenance
 from armworld.evaluation.samples import JOGS, Samples, Travel, gather, per_camera, travel
 from armworld.evaluation.setup import Setup, resolve
 from armworld.planners.objectives import AlignedL1
-from armworld.planners.registry import PLANNERS
 from armworld.types import check_name
 
 NEAR_M = 0.10  # "near the goal": where precision is won or lost
@@ -67,7 +66,7 @@ class DoctorConfig:
         stills: Single frames, each of an episode of its own, for the probes of arm and object.
         planner: Also plan episodes, and repeat the failures with the simulator as the model, to tell which part
             is to blame (minutes per episode).
-        agent: The planner examined then.
+        agent: The planner examined then: cem, icem, mppi or servo.
         planner_episodes: How many episodes it plans.
         workers: Processes for planning.
         seed: First episode's seed (by default of the range for choosing checkpoints and settings).
@@ -94,7 +93,7 @@ class DoctorConfig:
     out: Path = Path("runs/doctor")
 
     def __post_init__(self) -> None:
-        check_name("planner", self.agent, PLANNERS)
+        check_name("planner to examine", self.agent, BLAMABLE)
         if self.planner_episodes < 1:
             raise ValueError(f"planner_episodes must be at least 1, got {self.planner_episodes}")
         if self.episodes < 4 or self.steps < 3 or self.candidates < 2:
@@ -119,6 +118,7 @@ def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, An
 
     console = console or Console()
     model = load_world_model(config.model)
+    cells = planning_cells(config) if config.planner else {}  # refuses what cannot be run before minutes are spent
     kwargs = {
         "object": config.object,
         "lab": config.lab,
@@ -141,7 +141,7 @@ def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, An
     finally:
         env.close()
     marks = judge(findings)
-    blamed = find_blame(config) if config.planner else None
+    blamed = find_blame(config, cells) if config.planner else None
     if blamed is not None:
         marks.append(
             (mark_of(-sum(blamed["counts"].values()), 0, -0.1 * config.planner_episodes), blame_sentence(blamed))
@@ -164,13 +164,24 @@ def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, An
     return record
 
 
-def find_blame(config: DoctorConfig) -> dict[str, Any]:
-    """Plan episodes in the same scene and tell which part fails; see `blame`."""
+def planning_cells(config: DoctorConfig) -> dict[str, Cell]:
+    """The cells of `blame` in the same scene, claimed.
+
+    Raises:
+        ValueError: Bad settings, or cells of another run.
+    """
     setup = Setup(model=config.model, workers=config.workers, level=config.level, camera=config.camera)
-    seeds = range(config.seed, config.seed + config.planner_episodes)
     where = (config.task, config.object, config.lab)
-    settings = AgentSettings()
-    return blame(resolve(setup, [config.agent]), settings, where, config.agent, seeds, config.out / "planner")
+    resolved = resolve(setup, [config.agent])
+    cells = blame_cells(resolved, AgentSettings(), where, config.agent, config.out / "planner")
+    for cell in cells.values():
+        claim(cell)
+    return cells
+
+
+def find_blame(config: DoctorConfig, cells: Mapping[str, Cell]) -> dict[str, Any]:
+    """Plan episodes and tell which part fails; see `blame`."""
+    return blame(cells, range(config.seed, config.seed + config.planner_episodes), config.workers)
 
 
 def examine(model: Any, samples: Samples, far: Travel, stills: Stills, rng: np.random.Generator) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,7 @@ def judge(findings: Mapping[str, Any]) -> list[tuple[str, str]]:
     probe, sense, axes = findings["probe"], findings["sensitivity"], findings["axes"]["imagined"]
     rank, latent, ahead, stills = (findings[key] for key in ("ranking", "latent_distance", "drift", "stills"))
     gain = 1 - sense["true_l1"] / max(sense["shuffled_l1"], 1e-12)
-    useful = [h for h, a, b in zip(ahead["horizon"], ahead["l1"], ahead["copy_l1"], strict=True) if a < b]
-    reach = useful[-1] if useful else 0
+    reach = useful_steps(ahead["l1"], ahead["copy_l1"])
     turned = max(abs(axes["yaw_deg"]) / 10, abs(np.log(max(axes["gain"], 1e-6))) / 0.35)
     marks = [
         (
@@ -53,6 +52,12 @@ def judge(findings: Mapping[str, Any]) -> list[tuple[str, str]]:
         *marks,
         _conclusion(dict(zip(("seeing", "actions", "axes", "ranking", "cost", "horizon"), marks, strict=False))),
     ]
+
+
+def useful_steps(better: Sequence[float], worse: Sequence[float]) -> int:
+    """For how many steps the first error stays below the second, from the first one on."""
+    below = np.asarray(better) < np.asarray(worse)
+    return len(below) if below.all() else int(np.argmin(below))
 
 
 def _judge_cost(latent: Mapping[str, Any]) -> tuple[str, str]:

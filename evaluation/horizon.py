@@ -20,7 +20,8 @@ from rich.console import Console
 from torch import Tensor
 
 from armworld.evaluation.agents import AGENTS, AgentSettings
-from armworld.evaluation.cells import env_id_of, open_env, single_thread
+from armworld.evaluation.cells import Cell, claim, env_id_of, open_env, single_thread
+from armworld.evaluation.doctor_verdict import useful_steps
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.files import plain, write_bytes, write_json
 from armworld.evaluation.horizon_picture import horizon_figure
@@ -71,6 +72,8 @@ class HorizonSweep(AgentSettings, Setup, HorizonEpisodes):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name("agent", self.agent, [name for name, entry in AGENTS.items() if entry.model and name != "oracle"])
+        if self.agent == "servo" and self.planned:
+            raise ValueError("servo looks one step ahead: it has no horizon to vary; valid for it: --plans none")
         if self.rollouts < 4 or self.episodes < 1 or not self.seconds > 0:
             raise ValueError(
                 f"expected rollouts >= 4, episodes >= 1 and seconds > 0, got {self.rollouts}, {self.episodes} "
@@ -103,6 +106,9 @@ def horizon_sweep(config: HorizonSweep, console: Console | None = None) -> dict[
     if not hasattr(model, "rollout"):
         raise ValueError(f"agent {config.agent!r} plays a policy, which imagines nothing; valid: planners")
     steps = max(1, round(config.seconds / config.step_seconds))
+    cells = planning_cells(config)
+    for cell in cells:
+        claim(cell)  # refuses what cannot be run before minutes are spent
     env = open_env(env_id_of(config.task), {**config.env_kwargs(config.object, config.lab), "max_steps": steps})
     try:
         with single_thread(), torch.no_grad():
@@ -110,7 +116,7 @@ def horizon_sweep(config: HorizonSweep, console: Console | None = None) -> dict[
             ahead = look_ahead(model, journeys, np.random.default_rng([config.seed]))
     finally:
         env.close()
-    plans = plan_ahead(config)
+    plans = plan_ahead(config, cells)
     record = horizon_record(config, ahead, plans)
     write_page(config, record, plans)
     for line in record["verdict"]:
@@ -188,33 +194,31 @@ def most_steps(model: Any) -> int:
     return int(getattr(config, "max_steps", 16))
 
 
-def plan_ahead(config: HorizonSweep) -> dict[int, list[EpisodeResult]]:
-    """Planning episodes on the same seeds for every planning horizon."""
+def planning_cells(config: HorizonSweep) -> list[Cell]:
+    """A cell for every planning horizon."""
     where = (config.task, config.object, config.lab)
-    cells = [
+    return [
         make_cell(
             config, replace(config, horizon=steps), where, config.agent, config.out / "cells" / f"horizon_{steps}"
         )
         for steps in config.planned
     ]
+
+
+def plan_ahead(config: HorizonSweep, cells: Sequence[Cell]) -> dict[int, list[EpisodeResult]]:
+    """Planning episodes on the same seeds for every planning horizon."""
     if not cells:
         return {}
     runs = run_with_progress(cells, range(config.seed, config.seed + config.episodes), config.workers, config.ray)
     return dict(zip(config.planned, runs, strict=True))
 
 
-def useful_seconds(better: Sequence[float], worse: Sequence[float], step_seconds: float) -> float:
-    """How long (s) the first error stays below the second, from the first step on."""
-    below = np.asarray(better) < np.asarray(worse)
-    return step_seconds * float(len(below) if below.all() else int(np.argmin(below)))
-
-
 def verdict(ahead: dict[str, Any], plans: dict[int, list[EpisodeResult]], step_seconds: float) -> list[str]:
     """What the study says, in sentences."""
     total = len(ahead["l1"]) * step_seconds
-    copying = useful_seconds(ahead["l1"], ahead["copy_l1"], step_seconds)
-    knowing = useful_seconds(ahead["l1"], ahead["stranger_l1"], step_seconds)
-    close = useful_seconds(ahead["position_error_m"], [0.05] * len(ahead["l1"]), step_seconds)
+    copying = step_seconds * useful_steps(ahead["l1"], ahead["copy_l1"])
+    knowing = step_seconds * useful_steps(ahead["l1"], ahead["stranger_l1"])
+    close = step_seconds * useful_steps(ahead["position_error_m"], [0.05] * len(ahead["l1"]))
     still = {True: f"all {total:g} s looked at"}
     lines = [
         f"Imagining beats copying the first frame for {still.get(copying >= total, f'{copying:g} s')}, and a frame of "

@@ -23,7 +23,7 @@ from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.jogging import ADAPTED, Jogs, Reading, adapted_reading, jog, read_jogs
 from armworld.evaluation.looking import walk
 from armworld.evaluation.preflight_page import Live, preflight_record, print_marks, read_picture, write_page
-from armworld.evaluation.views import View, Views, make_views
+from armworld.evaluation.views import AXES, View, Views, make_views, parse_axis
 from armworld.planners.calibrating import FEWEST_MOVES
 from armworld.real.setup import CellConfig
 from armworld.sim_assets.catalog import LABS
@@ -121,9 +121,9 @@ def preflight_scene(config: PreflightConfig, console: Console | None = None) -> 
     console = console or Console()
     model = load_world_model(config.model)
     camera = check_name("camera to place", config.camera or model.camera, EXTERIOR)
-    view = make_views(config, RIGS[config.lab][camera])[-1]
-    if len(make_views(config, RIGS[config.lab][camera])) > 2:
+    if any(len(parse_axis(axis, getattr(config, axis))) > 1 for axis in AXES):
         raise ValueError("preflight looks through one camera: give one value per axis (armworld sweep takes many)")
+    view = make_views(config, RIGS[config.lab][camera])[-1]
     env = _open(model, config.lab, camera, view)
     try:
         with single_thread():

@@ -42,6 +42,7 @@ PLANNERS: dict[str, Entry] = {
     "servo": Entry(Servo, ServoConfig(), "straight to the hand read in the goal, nothing imagined"),
 }
 
+ONE_STEP = {"servo"}  # planners that look no further, and so know neither horizon nor repeat
 _NESTED = {"space": ActionSpace, "refine": AdamConfig, "adam": AdamConfig}
 
 
@@ -55,6 +56,12 @@ def make_planner(name: str, **settings: Any) -> Planner:
     """
     entry = PLANNERS[check_name("planner", name, PLANNERS)]
     return entry.build(_changed(entry.defaults, f"setting of planner {name}", settings))
+
+
+def settings_of(name: str) -> set[str]:
+    """The names of the settings that the planner called `name` takes."""
+    names = {field.name for field in fields(PLANNERS[check_name("planner", name, PLANNERS)].defaults)}
+    return names - ({"horizon", "repeat"} if name in ONE_STEP else set())
 
 
 def _changed(defaults: Any, kind: str, settings: Mapping[str, Any]) -> Any:

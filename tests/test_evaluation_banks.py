@@ -64,6 +64,11 @@ def test_a_bank_is_read_once_per_model(data: Path) -> None:
     assert load_bank(data, model, "left") is bank and model.encoded == 3
     assert load_bank(data, Means(), "left") is not bank
 
+    class Oracle:
+        encoder_model = model
+
+    assert load_bank(data, Oracle(), "left") is bank
+
 
 def test_what_is_wrong_with_a_bank_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no episodes"):
@@ -74,6 +79,14 @@ def test_what_is_wrong_with_a_bank_is_named(data: Path, tmp_path: Path) -> None:
         load_bank(data, model, "left")
     with pytest.raises(ValueError, match="--subgoals-from bank needs --bank"):
         build(Means(), subgoals_from="bank")
+
+
+def test_planners_take_the_settings_of_the_search_that_they_have() -> None:
+    told = AgentSettings(samples=48, iterations=3, elites=4, horizon=2, hold_margin=0.1)
+    kept = {name: set(told.planner_settings(name)) - {"space"} for name in ("cem", "random", "mppi", "servo")}
+    assert kept["cem"] == {"samples", "iterations", "elites", "horizon", "hold_margin"}
+    assert kept["mppi"] == kept["cem"] - {"elites"} and kept["random"] == kept["mppi"] - {"iterations"}
+    assert kept["servo"] == {"hold_margin"}
 
 
 def test_the_settings_say_whose_sub_goals(data: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from armworld.evaluation import blame as blaming
 from armworld.evaluation.agents import AgentSettings
-from armworld.evaluation.blame import blame, blame_sentence
+from armworld.evaluation.blame import blame, blame_cells, blame_sentence
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.setup import Setup
 
@@ -23,7 +23,8 @@ def test_each_failure_is_blamed_on_the_first_link_that_fails(tmp_path: Path, mon
 
     monkeypatch.setattr(blaming, "run_with_progress", run)
     setup = Setup(camera="left", image_size=64, step_seconds=0.25)
-    found = blame(setup, AgentSettings(samples=10), ("reach", "cup", "lab1"), "mppi", [1, 2, 3, 4, 5], tmp_path)
+    cells = blame_cells(setup, AgentSettings(samples=10), ("reach", "cup", "lab1"), "mppi", tmp_path)
+    found = blame(cells, [1, 2, 3, 4, 5])
     assert [e["blame"] for e in found["episodes"]] == [None, "model", "planner", "cost", "goal or controller"]
     assert found["counts"] == {"goal or controller": 1, "cost": 1, "planner": 1, "model": 1} and found["solved"] == 1
     assert asked["expert"][0] == [2, 3, 4, 5] and asked["oracle"] == ([2, 3, 4], 10, "mppi")

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from armworld.evaluation.doctor_verdict import useful_steps
 from armworld.evaluation.files import read_json
 from armworld.evaluation.horizon import (
     HorizonSweep,
@@ -15,7 +16,6 @@ from armworld.evaluation.horizon import (
     imagine_far,
     look_ahead,
     most_steps,
-    useful_seconds,
     verdict,
 )
 from armworld.evaluation.samples import Travel
@@ -70,11 +70,13 @@ def test_a_known_drift_is_measured() -> None:
 
 
 def test_useful_time_ends_where_the_error_first_crosses() -> None:
-    assert useful_seconds([1, 1, 3, 1], [2, 2, 2, 2], 0.5) == 1.0
-    assert useful_seconds([3], [2], 0.5) == 0 and useful_seconds([1, 1], [2, 2], 0.5) == 1.0
+    assert useful_steps([1, 1, 3, 1], [2, 2, 2, 2]) == 2
+    assert useful_steps([3], [2]) == 0 and useful_steps([1, 1], [2, 2]) == 2
 
 
 def test_bad_plans_are_named() -> None:
+    with pytest.raises(ValueError, match="servo looks one step ahead"):
+        HorizonSweep(agent="servo", plans="1,2")
     with pytest.raises(ValueError, match="plans '1,x'"):
         HorizonSweep(plans="1,x")
     with pytest.raises(ValueError, match="rollouts"):

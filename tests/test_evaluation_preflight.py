@@ -88,8 +88,9 @@ def test_the_picture_is_drawn_with_and_without_a_known_camera() -> None:
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one camera"):
-        preflight(PreflightConfig(azimuth="-30,30", out=tmp_path), Console(quiet=True))
+    for azimuths in ("-30,30", "30,0"):  # the rig's own is one too
+        with pytest.raises(ValueError, match="one camera"):
+            preflight(PreflightConfig(azimuth=azimuths, out=tmp_path), Console(quiet=True))
     with pytest.raises(ValueError, match=r"nowhere\.png"):
         PreflightConfig(reference=tmp_path / "nowhere.png")
     with pytest.raises(ValueError, match="--workspace is for a robot cell"):

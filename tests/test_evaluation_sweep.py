@@ -184,6 +184,11 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
 def test_correcting_needs_a_model() -> None:
     with pytest.raises(ValueError, match="expert"):
         CameraSweep(agent="expert", correct="turn")
+    for agent in ("oracle", "octo", "sac"):
+        with pytest.raises(ValueError, match=f"is for planners on a learned world model, not for '{agent}'"):
+            CameraSweep(agent=agent, correct="turn")
+    with pytest.raises(ValueError, match="not for 'oracle'"):
+        CameraSweep(agent="oracle", correct="adapt")
     with pytest.raises(ValueError, match="valid for it: --correct adapt"):
         CameraSweep(agent="servo", correct="turn")
 
