@@ -76,6 +76,9 @@ class ImportConfig:
         poses: JSON file, camera name -> x, y, z (m), roll, pitch, yaw (rad) in the base frame. LeRobot datasets that
             are not ours only.
         licence: Of the data, for the card; by default that of the source.
+        pose_state: The state's seven numbers are x, y, z (m), roll, pitch, yaw (extrinsic-xyz rad) of panda_link8 in
+            the base frame and the closedness, though they are called otherwise. LeRobot datasets that are not ours
+            only.
     """
 
     directory: tyro.conf.Positional[Path]
@@ -86,12 +89,15 @@ class ImportConfig:
     camera: str | None = None
     poses: Path | None = None
     licence: str | None = None
+    pose_state: bool = False
 
     def __post_init__(self) -> None:
         droid = {name: getattr(self, name) for name in ("step_seconds", "image_size", "camera")}
         stray = [name for name, value in droid.items() if value is not None] if self.format == "lerobot" else []
-        if stray or (self.format == "droid" and self.poses):
-            raise ValueError(f"{', '.join(stray) or 'poses'} cannot be set for the format {self.format}")
+        if self.format == "droid":
+            stray = [name for name in ("poses", "pose_state") if getattr(self, name)]
+        if stray:
+            raise ValueError(f"{', '.join(stray)} cannot be set for the format {self.format}")
 
 
 def run_validate(config: ValidateConfig) -> int:
@@ -119,7 +125,7 @@ def run_import(config: ImportConfig) -> int:
     """Import and print what was taken and what was refused."""
     if config.format == "lerobot":
         poses = read_json(config.poses) if config.poses else None
-        print(import_lerobot(config.directory, config.out, poses, config.licence))
+        print(import_lerobot(config.directory, config.out, poses, config.licence, config.pose_state))
         return 0
     refused = import_droid(
         config.directory,

@@ -14,7 +14,7 @@ from armworld.datasets.droid import find_episode, write_episode
 from armworld.datasets.episode import Episode, EpisodeError
 from armworld.datasets.files import clear_partial, exclusive
 from armworld.datasets.lerobot import ACTION_NAMES, SIDECAR, STATE_NAMES, VERSION
-from armworld.datasets.real_droid import SOURCE_LICENCE
+from armworld.datasets.real_droid import SOURCE_LICENCE, checked_closedness
 from armworld.datasets.trajectory import actions_of, read_episode, read_metadata
 from armworld.datasets.video import VideoError, read_video
 from armworld.evaluation.files import read_json
@@ -22,19 +22,24 @@ from armworld.types import require
 
 
 def import_lerobot(
-    source: Path, out: Path, extrinsics: Mapping[str, Sequence[float]] | None = None, licence: str | None = None
+    source: Path,
+    out: Path,
+    extrinsics: Mapping[str, Sequence[float]] | None = None,
+    licence: str | None = None,
+    pose_state: bool = False,
 ) -> Path:
     """Write the episodes of a LeRobot v3.0 dataset to `out` in DROID raw; a rerun adds what is missing.
 
     Exports of ours come back with everything; others need a 7-D `observation.state` in our convention (flange pose
-    and closedness) and, since LeRobot has no place for them, camera poses. Their actions are taken where they are
-    named as ours are, and recovered from the states otherwise.
+    and closedness), named as ours is, and, since LeRobot has no place for them, camera poses. Their actions are taken
+    where they are named as ours are, and recovered from the states otherwise.
 
     Args:
         source: LeRobot dataset folder.
         out: New dataset folder.
         extrinsics: Camera name -> pose [6] in the base frame, for datasets that are not ours.
         licence: Of the data, for the card; by default that of our export, or the source's, whatever it is.
+        pose_state: The seven numbers of a state are in our convention, whatever they are called.
 
     Raises:
         ImportError: pyarrow is missing.
@@ -57,7 +62,7 @@ def import_lerobot(
         for row in _table_rows(source, "meta/episodes"):
             lab, seed = _identity(source, info, row)
             if find_episode(out, lab, seed) is None:
-                read = _own(source, info, row) if own else _foreign(source, info, row, extrinsics or {})
+                read = _own(source, info, row) if own else _foreign(source, info, row, extrinsics or {}, pose_state)
                 write_episode(out, read)
         finish_card(out)
     return out
@@ -120,13 +125,18 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def _foreign(
-    source: Path, info: Mapping[str, Any], row: Mapping[str, Any], extrinsics: Mapping[str, Sequence[float]]
+    source: Path,
+    info: Mapping[str, Any],
+    row: Mapping[str, Any],
+    extrinsics: Mapping[str, Sequence[float]],
+    pose_state: bool,
 ) -> Episode:
     feature = info["features"].get("observation.state", {})
-    if feature.get("shape") != [7]:
+    if feature.get("shape") != [7] or not (pose_state or feature.get("names") == STATE_NAMES):
         raise ValueError(
             f"{source}: observation.state has shape {feature.get('shape')} ({feature.get('names')}); expected [7]: "
-            f"{', '.join(STATE_NAMES)} of panda_link8 in the base frame"
+            f"{', '.join(STATE_NAMES)} (m, extrinsic-xyz rad, 0 open ... 1 closed) of panda_link8 in the base frame; "
+            "if its seven numbers are those under other names, say so with --pose-state"
         )
     cameras = _cameras(info)
     absent = [name for name in cameras if len(extrinsics.get(name, ())) != 6]
@@ -140,6 +150,7 @@ def _foreign(
     mine = np.flatnonzero(columns["episode_index"] == row["episode_index"])
     mine = mine[np.argsort(columns["frame_index"][mine])]
     states, actions = columns["observation.state"][mine].astype(float), columns["action"][mine]
+    states[:, 6] = checked_closedness(states[:, 6], f"{source}: episode {row['episode_index']}")
     ours = info["features"]["action"].get("names") == ACTION_NAMES
     unknown = np.zeros((len(states), 7))
     lab, seed = _identity(source, info, row)

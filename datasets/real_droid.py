@@ -102,12 +102,7 @@ def _read(folder: Path, number: int, step_seconds: float | None, image_size: int
     kept = np.arange(0, rows, stride)
     joints, velocities = read_joints(folder)
     states = trajectory.states[kept]
-    low, high = states[:, 6].min(), states[:, 6].max()
-    if low < CLOSEDNESS[0] or high > CLOSEDNESS[1]:
-        raise EpisodeError(
-            f"{folder}: gripper_position spans {low:.3f} ... {high:.3f}; 0 open ... 1 closed is expected"
-        )
-    states[:, 6] = states[:, 6].clip(0, 1)
+    states[:, 6] = checked_closedness(states[:, 6], str(folder))
     return Episode(
         states=states,
         actions=actions_of(states),
@@ -160,3 +155,18 @@ def _fitted(frames: np.ndarray, image_size: int | None) -> np.ndarray:
 def summary(refused: Sequence[str], out: Path) -> str:
     """What was written, then one line per episode left out."""
     return "\n".join([f"{out}: {len(find_episodes(out))} episodes", *(f"left out: {line}" for line in refused)])
+
+
+def checked_closedness(values: np.ndarray, source: str) -> np.ndarray:
+    """Recorded closedness [T] brought into [0, 1]; an EpisodeError where it spans more than that.
+
+    Args:
+        values: As recorded; measured ones overshoot a little.
+        source: Whose, for the message.
+    """
+    low, high = values.min(), values.max()
+    if low < CLOSEDNESS[0] or high > CLOSEDNESS[1]:
+        raise EpisodeError(
+            f"{source}: gripper_position spans {low:.3f} ... {high:.3f}; 0 open ... 1 closed is expected"
+        )
+    return values.clip(0, 1)

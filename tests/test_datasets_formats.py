@@ -144,6 +144,11 @@ def test_lerobot_of_others(exported: Path, tmp_path: Path, capsys: pytest.Captur
     assert "that of the source" in (tmp_path / "d" / "README.md").read_text()
     with pytest.raises(ValueError, match="camera cannot be set for the format lerobot"):
         import_lerobot_of(exported, tmp_path / "e", camera="left")
+    info.write_text(info.read_text().replace('"closedness"', '"joint_7"'))
+    with pytest.raises(ValueError, match=r"shape \[7\] \(.*'joint_7'\]\); expected \[7\]: x, y, z, .* --pose-state"):
+        import_lerobot_of(exported, tmp_path / "f", poses=poses)
+    import_lerobot_of(exported, tmp_path / "f", poses=poses, pose_state=True)
+    np.testing.assert_array_equal(read_episode(find_episodes(tmp_path / "f")[0]).states, other.states)
     info.write_text(info.read_text().replace('"v3.0"', '"v2.1"'))
     with pytest.raises(ValueError, match=r"LeRobot v2\.1, this reads v3\.0"):
         import_lerobot_of(exported, tmp_path / "c")
