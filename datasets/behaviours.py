@@ -149,7 +149,7 @@ def _object_waypoints(
         return np.clip([position[0], position[1], drop + height], low, high)
 
     while True:
-        name = str(rng.choice(simulator.config.objects))
+        name = str(rng.choice(simulator.present))
         position = simulator.object_pose(name)[0]
         top = float(simulator.object_extent(name)[1, 2])
         speed = rng.uniform(0.4, 1.0) * MAX_STEP

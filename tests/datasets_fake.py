@@ -33,7 +33,7 @@ class FakeSimulator:
 
     def __init__(self, cameras: tuple[str, ...], step_seconds: float) -> None:
         self.workspace = Workspace()
-        self.config = SimpleNamespace(objects=("cup",))
+        self.config, self.present = SimpleNamespace(objects=("cup",)), ("cup",)
         self.kinematics = SimpleNamespace(dof_index=np.arange(7))
         self.data = SimpleNamespace(qvel=np.zeros(7))
         self.cameras, self.step_seconds = cameras, step_seconds

@@ -220,7 +220,8 @@ def test_features_after_other_blocks_are_no_beginning_for_a_model(base, tmp_path
     tuned = replace(base, encoder=None, init=str(model), out=tmp_path / "tuned", cache=tmp_path / "tuned_cache")
     with pytest.raises(ValueError, match="reads features after 1 blocks of its encoder, asked for: all"):
         posttrain(tuned)
-    assert load_checkpoint(posttrain(replace(tuned, layers=1, steps=1))).config.layers == 1
+    usage = load_checkpoint(posttrain(replace(tuned, layers=1, steps=1))).config
+    assert usage is not None and usage.layers == 1
 
 
 def test_losses_with_all_options_fall(base, tmp_path):
