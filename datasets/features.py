@@ -92,7 +92,19 @@ class FeatureCache(Store):
             camera_frame: Turn the states about the base's vertical axis into the camera's frame: that in which the
                 camera stands at this azimuth (degrees). None leaves them in the base frame.
         """
+        if camera_frame is not None:
+            self.check_poses("--camera-frame")
         return FeatureClips(self, episodes, step_seconds, camera_frame)
+
+    def check_poses(self, asked_by: str) -> None:
+        """ValueError where frames came without their camera's pose (all zeros, as a real arm's own logs have it)."""
+        unknown = ~self.extrinsics.any(1)
+        if unknown.any():
+            episode = self.names[int(np.searchsorted(self.offsets, np.argmax(unknown), "right")) - 1]
+            raise ValueError(
+                f"{asked_by} needs to know where the cameras stood; {int(unknown.sum())} of {len(self)} frames were "
+                f"recorded without it (zeros), first in {episode}"
+            )
 
 
 class FeatureClips:

@@ -76,6 +76,15 @@ def test_views_resume_and_repeat_and_can_be_trained_on_together(source: Path, tm
         rerender(RerenderConfig(source, tmp_path / "b", 32, workers=1, vary_azimuth=30))
 
 
+def test_clips_in_the_cameras_frame_need_to_know_where_it_stood(source: Path, tmp_path: Path) -> None:
+    cache = build_feature_cache(source, lambda f: f.mean((1, 2))[:, None], {"encoder": "mean"}, tmp_path / "f")
+    cache.extrinsics = np.array(cache.extrinsics)
+    cache.extrinsics[cache.offsets[1] :] = 0
+    cache.clips()
+    with pytest.raises(ValueError, match=rf"--camera-frame needs .* of {len(cache)} .* first in {cache.names[1]}"):
+        cache.clips(camera_frame=RIG.azimuth)
+
+
 def test_clips_in_the_cameras_frame(source: Path, tmp_path: Path) -> None:
     """States turn by the camera's azimuth from the one named, each episode by its own; actions turn with them."""
     views = render(source, tmp_path / "b", **VIEWS)

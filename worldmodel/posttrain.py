@@ -243,6 +243,8 @@ def posttrain(config: PosttrainConfig) -> Path:
     cache = processes.in_turn(
         lambda: open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype)
     )
+    if config.extrinsics:
+        cache.check_poses("--extrinsics")
     cache.preload()
     train_episodes, held_out_episodes = cache.split(config.held_out, config.seed)
     train, held_out = (
