@@ -27,6 +27,8 @@ class SessionConfig:
         agent_timeout_s: After so long without an answer the agent counts as hung.
         watchdog_s: After so long without a sign of life from the loop the watchdog stops the arm.
         done_m: End when the flange is so near the goal's state, where the goal has one; None: run all steps.
+        done_rad: With done_m: not before it is turned so nearly as there, too, and the gripper has come to rest there
+            or on what it met; None: turn and gripper do not count.
     """
 
     steps: int = 40
@@ -38,6 +40,7 @@ class SessionConfig:
     agent_timeout_s: float = 60.0
     watchdog_s: float = 1.0
     done_m: float | None = None
+    done_rad: float | None = None
 
 
 @dataclass

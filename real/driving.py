@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from armworld.pose import action_between
 from armworld.real.agent_process import InlineAgent
 from armworld.real.agents import ServoAgent
 from armworld.real.cell import Cell, Outcome, SessionConfig, StopRequest
@@ -19,8 +21,9 @@ from armworld.real.protocols import ArmReading, Frame, GripperReading
 from armworld.real.session import Session
 from armworld.types import Goal, Observation
 
-DRIVE_STEPS = 60
-ARRIVED_M = 0.002
+DRIVE_STEPS, PATIENCE = 60, 1.5  # a drive's steps: as many times what its way takes at the speed allowed, at least 60
+SPARE_STEPS = 6  # beyond those that the way takes: to come to rest where it was sent
+ARRIVED_M, ARRIVED_RAD = 0.002, 0.02
 SETTLE_S = 0.15  # a frame counts once it was captured so long after the arm came to rest
 LOOK_S = 5.0  # beyond a frame's allowed age: after so long without frames that are fit for use, looking fails
 
@@ -45,12 +48,26 @@ class Driver:
     header: Callable[[Goal, SessionConfig], dict[str, Any]] = lambda goal, config: {}
     slow: bool = False
 
-    def drive(self, state: np.ndarray, name: str, steps: int = DRIVE_STEPS) -> Outcome:
-        """Servo to a state [7]; answers how that ended ("arrived", "steps", or what went wrong)."""
+    def steps_to(self, state: np.ndarray) -> int:
+        """Steps that the way to a state [7] takes at the speed allowed, with some to spare."""
+        here, servo = self.cell.arm.read().pose, ServoAgent()
+        way = action_between(here, np.asarray(state, float)[:6])
+        steps = max(np.linalg.norm(way[:3]) / servo.max_step_m, np.abs(way[3:6]).max() / servo.max_turn_rad)
+        allowed = self.gate.steps(here, np.asarray(state, float), SessionConfig.slow_scale if self.slow else 1.0)
+        return max(math.ceil(steps), allowed) + SPARE_STEPS
+
+    def drive(self, state: np.ndarray, name: str, steps: int | None = None) -> Outcome:
+        """Servo to a state [7], place, turn and closedness, in at most so many steps; left out, as the way needs.
+
+        Answers how that ended ("arrived", "steps", or what went wrong).
+        """
+        steps = steps or max(DRIVE_STEPS, math.ceil(PATIENCE * self.steps_to(state)))
         servo = ServoAgent()
         goal = Goal(({"state": np.asarray(state, float)},), (steps,))
         servo.reset(goal)
-        config = SessionConfig(steps=steps, live=True, slow_steps=steps if self.slow else 0, done_m=ARRIVED_M)
+        config = SessionConfig(
+            steps=steps, live=True, slow_steps=steps if self.slow else 0, done_m=ARRIVED_M, done_rad=ARRIVED_RAD
+        )
         journal = Journal(self.folder / name, self.header(goal, config))
         target = np.asarray(state, float)
         return Session(

@@ -14,6 +14,7 @@ The gate is software: the hardware stop and the enabling device are the only saf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -272,6 +273,10 @@ class SafetyGate:
         flange, hand, tilt = path.points(np.linspace(0, 1, SAMPLES), self._hand)
         inside = self._violations(flange, hand, path.turn) <= -margin_m
         return bool(inside.all() and (tilt <= self.limits.max_tilt).all())
+
+    def steps(self, state: np.ndarray, wanted: np.ndarray, scale: float = 1.0) -> int:
+        """How many steps the straight way from one state [7] to another takes at the speed and turn allowed."""
+        return math.ceil(1 / self._slow_down(Path.between(state, wanted), scale)[0])
 
     def _shorten(
         self, state: np.ndarray, wanted: np.ndarray, scale: float

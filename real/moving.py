@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
 from armworld.pose import apply_action
-from armworld.real.cell import SessionConfig
 from armworld.real.driving import Driver
-from armworld.real.limits import Limits
 from armworld.real.session import ENDED_WELL
 from armworld.types import Observation
 
-SPARE_STEPS = 6  # beyond those that the way takes at its speed: to come to rest where it was sent
 SHORTEST = 0.5  # of a move; an arm that went less far was held up by something
 
 
@@ -59,8 +55,7 @@ class Mover:
         name = self.name(self.count)
         before = np.asarray(self.seen["state"], float)[:3]
         wanted = target[:3] - before
-        steps = _steps(self.driver.gate.limits, self.driver.slow, float(np.linalg.norm(wanted)))
-        outcome = self.driver.drive(target, f"{self.kind}{self.count:02d}", steps)
+        outcome = self.driver.drive(target, f"{self.kind}{self.count:02d}", self.driver.steps_to(target))
         if outcome.reason not in ENDED_WELL:
             raise JogFailed(f"{name} ended: {outcome.reason}")
         self.seen = self.driver.look()
@@ -70,9 +65,3 @@ class Mover:
             raise JogFailed(f"{name}: {told} instead of {1000 * float(np.linalg.norm(wanted)):.0f}")
         self.count += 1
         return self.seen
-
-
-def _steps(limits: Limits, slow: bool, way_m: float) -> int:
-    """Steps that a move of that length takes at the speed allowed, with some to spare."""
-    speed = limits.max_speed * (SessionConfig().slow_scale if slow else 1.0)
-    return math.ceil(way_m / (speed * limits.step_seconds)) + SPARE_STEPS

@@ -38,12 +38,14 @@ class Senses:
 
     Attributes:
         state: The state [7] read last; None before the first.
+        gripper: Read with it, where there is one.
         gripper_moved_s: When the gripper was last seen to move, or to be where it was sent.
     """
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.state: np.ndarray | None = None
+        self.gripper: GripperReading | None = None
         self.gripper_moved_s = -np.inf
         self._last: dict[str, Frame] = {}
         self._identical: dict[str, int] = {}
@@ -67,7 +69,7 @@ class Senses:
         state = np.array([*arm.pose, closedness])
         if gripper is not None and self._gripper_free(gripper, commanded):
             self.gripper_moved_s = time.monotonic()
-        self.state = state
+        self.state, self.gripper = state, gripper
         oldest = arm.time_s if gripper is None else min(arm.time_s, gripper.time_s)
         return Seen(arm, gripper, frames, state, oldest)
 
@@ -76,6 +78,15 @@ class Senses:
         moved = self.state is None or abs(gripper.closedness - self.state[6]) > 0.01
         arrived = commanded is None or abs(gripper.closedness - commanded[6]) <= GRIPPER_SLIP
         return gripper.moving or moved or arrived
+
+    def gripper_rests(self, closedness: float, stall_s: float) -> bool:
+        """Whether the gripper, sent to a closedness, is there, or went no further: on an object, or for `stall_s`."""
+        gripper = self.gripper
+        if gripper is None or gripper.moving:
+            return gripper is None
+        squeezes = gripper.object_held and closedness > gripper.closedness
+        stalled = time.monotonic() - self.gripper_moved_s > stall_s
+        return abs(gripper.closedness - closedness) <= GRIPPER_SLIP or squeezes or stalled
 
     def views(self, frames: Mapping[str, Frame]) -> dict[str, View]:
         """The frames beside those of the last call, for the gate."""

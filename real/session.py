@@ -129,8 +129,7 @@ class Session:
                 raise _End(f"held: {','.join(code for code, _ in row['reasons'])}")
         else:
             self._held_in_row = 0
-        distance = self._distance()
-        if self.config.done_m is not None and distance is not None and distance <= self.config.done_m:
+        if self._arrived():
             raise _End("arrived")
 
     # ------------------------------------------------------------------ looking
@@ -354,6 +353,18 @@ class Session:
                         self.cell.arm.stop()
                 self.stop.set("watchdog: the loop gave no sign of life")
                 return
+
+    def _arrived(self) -> bool:
+        """Whether the flange is where the episode is to end; and turned so, the gripper at rest, where these count."""
+        config, distance = self.config, self._distance()
+        if config.done_m is None or distance is None or distance > config.done_m:
+            return False
+        state, goal = self._senses.state, self._goal_state
+        assert state is not None and goal is not None, "there was a distance between them"
+        if config.done_rad is None:
+            return True
+        turned = float(np.linalg.norm(action_between(state, goal)[3:6])) <= config.done_rad
+        return turned and self._senses.gripper_rests(float(goal[6]), self.gate.limits.gripper_stall)
 
     def _distance(self) -> float | None:
         state = self._senses.state

@@ -28,7 +28,7 @@ from armworld.real.goal import GoalConfig
 from armworld.real.goals import load_goal, save_goal
 from armworld.real.opening import ModelFacts
 from armworld.real.preflight import Preflight
-from armworld.real.protocols import DeviceLost
+from armworld.real.protocols import DeviceLost, GripperReading
 from armworld.real.replay import ReplayConfig, replay
 from armworld.types import Agent, Goal
 
@@ -293,6 +293,59 @@ def test_an_arm_drives_to_a_goals_state_only_confirmed_and_slowly(cell: Cell, tm
     assert steps.max() <= 0.2 * 0.25 * 0.25 + 1e-9  # a fifth of 250 mm/s for a step
     seen = load_goal([config.out], (5,), {"left": Framing(SIZE)}).observations[0]["state"]
     np.testing.assert_allclose(seen[:3], STATE[:3], atol=0.003)
+
+
+class SlowGripper(FakeGripper):
+    """Its fingers take 1.2 s for the whole way, and go no further than `stuck_at`, where `holds` is reported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted, self.read_s = 0.0, time.monotonic()
+
+    def read(self) -> GripperReading:
+        now = time.monotonic()
+        step, self.read_s = (now - self.read_s) / 1.2, now
+        end = self.wanted if self.stuck_at is None else min(self.wanted, self.stuck_at)
+        moving = abs(end - self.closedness) > 1e-9
+        self.closedness += float(np.clip(end - self.closedness, -step, step))
+        held = self.holds and self.closedness == self.stuck_at
+        return dataclasses.replace(super().read(), moving=moving, object_held=held)
+
+    def command(self, closedness: float) -> float:
+        self.wanted = closedness
+        return closedness
+
+
+def captured(config: GoalConfig) -> np.ndarray:
+    """The state [7] in the goal that was captured."""
+    assert capturing.goal(config, quiet(), lambda question: HOST) == 0
+    return load_goal([config.out], (5,), {"left": Framing(SIZE)}).observations[0]["state"]
+
+
+def test_a_goals_picture_is_taken_once_the_arm_has_turned_too(cell: Cell, tmp_path: Path) -> None:
+    turned = (0.45, 0.0, 0.35, np.pi, 0.0, 0.5, 0.0)
+    state = captured(goal_settings(tmp_path, state=turned, live=True))
+    np.testing.assert_allclose(np.abs(state[3:6]), [np.pi, 0, 0.5], atol=0.02)
+    assert len(commands(cell)) >= 9  # a fifth of 1 rad/s for steps of 0.25 s
+
+
+@pytest.mark.parametrize(("stuck_at", "holds", "ends"), [(None, False, 1.0), (0.6, True, 0.6), (0.6, False, 0.6)])
+def test_a_goals_picture_is_taken_once_the_fingers_have_closed(
+    cell: Cell, tmp_path: Path, stuck_at: float | None, holds: bool, ends: float
+) -> None:
+    """Fully, on an object, or on something that the gripper does not report."""
+    gripper = SlowGripper()
+    gripper.stuck_at, gripper.holds, cell.gripper = stuck_at, holds, gripper
+    closed = (0.45, 0.0, 0.35, np.pi, 0.0, 0.0, 1.0)
+    assert captured(goal_settings(tmp_path, state=closed, live=True))[6] == pytest.approx(ends, abs=0.05)
+
+
+def test_a_slow_way_gets_the_steps_that_it_takes(cell: Cell, tmp_path: Path) -> None:
+    """A fifth of 50 mm/s for steps of 0.02 s: 75 of them for 15 mm."""
+    there = (0.465, 0.0, 0.35, np.pi, 0.0, 0.0, 0.0)
+    state = captured(goal_settings(tmp_path, state=there, live=True, max_speed=0.05, step_seconds=0.02))
+    np.testing.assert_allclose(state[:3], there[:3], atol=0.003)
+    assert len(commands(cell)) > 60
 
 
 def test_a_state_without_live_and_live_without_a_state_are_refused(tmp_path: Path) -> None:
