@@ -21,7 +21,7 @@ from armworld.real.gate import ACTION_UNITS, SafetyGate, Situation, check_units
 from armworld.real.journal import Journal, JournalError, read_journal
 from armworld.real.limits import Box, Fingers, Limits
 from armworld.real.opening import told
-from armworld.real.session import Session
+from armworld.real.session import FAULTS, Session
 from armworld.real.setup import sim_cell
 from armworld.real.simulated import SimulatedConfig, SimulatedRobot
 from armworld.types import Goal
@@ -77,7 +77,12 @@ def judge_again(folder: Path) -> list[str]:
 
 
 def _judged(row: dict[str, Any]) -> bool:
-    """Whether the row's verdict is the gate's, of a proposal that JSON could carry."""
+    """Whether the row's verdict is the gate's, of a proposal that JSON could carry.
+
+    A fault while commanding holds what the gate had let pass.
+    """
+    if any(code in FAULTS for code, _ in row["reasons"]):
+        return False
     proposed = row["proposed"]
     return isinstance(proposed, list) and len(proposed) == 7 and all(isinstance(v, float | int) for v in proposed)
 

@@ -26,6 +26,7 @@ from armworld.real.protocols import ArmReading, DeviceError, DeviceLost, Reflex
 from armworld.real.senses import TICK_S, Seen, Senses
 
 ENDED_WELL = ("steps", "arrived")
+FAULTS = ("device_lost", "reflex", "device_error", "agent_gone", "ended")  # reasons of holds that are not the gate's
 REST_S = 2.0  # one step's motion ends long before
 REST_RAD = 5e-4  # less than this in 0.1 s is rest; measured velocities jitter too much to tell
 PACE = 0.9  # share of a step that must have passed on the robot's clock before it is looked at again

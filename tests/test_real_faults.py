@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from armworld.evaluation.files import write_json
 from armworld.real.agent_process import Reply
 from armworld.real.journal import read_frame
 from armworld.real.limits import Box
-from armworld.real.protocols import DeviceError
+from armworld.real.protocols import DeviceError, DeviceLost, Reflex
+from armworld.real.replay import judge_again
 from armworld.real.session import Session
 
 sys.path.append(str(Path(__file__).parent))  # for the rig
-from real_fake_rig import LIMITS, Rig, note
+from real_fake_rig import HEADER, LIMITS, Rig, note
 
 
 @pytest.fixture
@@ -153,6 +155,20 @@ def test_a_reflex_ends_or_is_recovered_when_confirmed(rig, tmp_path):
     again.answers = [True]
     assert again.run(lambda: setattr(again.arm, "reflex", "reflex")).reason == "steps"
     assert again.arm.reflex is None and "recover" in again.questions[0]
+
+
+@pytest.mark.parametrize("fault", [Reflex, DeviceLost, DeviceError])
+def test_a_fault_while_commanding_is_no_decision_to_judge_again(rig, fault):
+    """The row keeps what the gate was asked and the hold that came of the fault."""
+    r = rig(steps=60)
+
+    def refuse(pose):
+        raise fault("refused")
+
+    assert not r.run(lambda: setattr(r.arm, "command", refuse)).reason.startswith("steps")
+    assert r.rows[-1]["situation"] is not None and r.rows[-1]["verdict"] == "hold"
+    write_json(r.folder / "log" / "header.json", HEADER | {"limits": dataclasses.asdict(r.limits)})
+    assert judge_again(r.folder / "log") == []
 
 
 @pytest.mark.parametrize(
