@@ -76,8 +76,8 @@ class ReplayAgent:
 
 
 def agent_names() -> tuple[str, ...]:
-    """Agents that need no simulator to read: `expert` here is `ServoAgent`."""
-    return tuple(name for name in AGENTS if name not in ("random", "oracle"))
+    """Agents that need no simulator to read: `expert` here is `ServoAgent`; `oracle` and `sac` read its state."""
+    return tuple(name for name in AGENTS if name not in ("random", "oracle", "sac"))
 
 
 def plans(name: str) -> bool:

@@ -215,8 +215,11 @@ def test_the_expert_goes_straight_to_the_goals_in_order():
 
 
 def test_agents_that_need_a_simulator_are_refused():
-    with pytest.raises(ValueError, match="unknown agent 'oracle'"):
-        build_agent("oracle", "", 0, AgentSettings())
+    for name in ("oracle", "sac"):
+        with pytest.raises(ValueError, match=f"unknown agent '{name}'; valid: .*expert, cem"):
+            build_agent(name, "", 0, AgentSettings())
+        with pytest.raises(ValueError, match=f"unknown agent '{name}'; valid: .*expert, cem"):
+            DeployConfig(sim=True, agent=name)
 
 
 def fetch(url, data=None, host=None):
