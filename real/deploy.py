@@ -37,7 +37,6 @@ from armworld.real.journal import Journal, JournalError, finish
 from armworld.real.opening import ModelFacts, confirm_live, model_facts, open_cell, signals, told
 from armworld.real.page import LivePage
 from armworld.real.preflight import Preflight, preflight
-from armworld.real.protocols import Camera
 from armworld.real.session import ENDED_WELL, Session
 from armworld.real.setup import CellConfig, parse_camera
 from armworld.types import Goal, check_name
@@ -355,19 +354,12 @@ class _Run:
             "units": ACTION_UNITS,
             "step_seconds": self.gate.limits.step_seconds,
             "cameras": shapes,
-            "extrinsics": {name: extrinsics_of(camera) for name, camera in self.cell.cameras.items()},
             "goal_states": [observation.get("state") for observation in goal.observations],
             "limits": asdict(self.gate.limits),
             "session": asdict(config),
             "settings": asdict(self.config),
             "agent_settings": asdict(self.settings),
         }
-
-
-def extrinsics_of(camera: Camera) -> list[float]:
-    """The camera's pose [6] where the device knows it, zeros otherwise: no calibration is fed to the model."""
-    known = getattr(camera, "extrinsics", None)
-    return [0.0] * 6 if known is None else [float(value) for value in known]
 
 
 def _summary(config: DeployConfig, outcomes: list[Outcome], stop: StopRequest, console: Console) -> int:

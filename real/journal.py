@@ -91,11 +91,12 @@ def read_frame(folder: Path, camera: str, row: int) -> np.ndarray | None:
 def finish(folder: Path, root: Path, success: bool = False) -> Path:
     """Turn a journal into a DROID-raw episode below `root`; answers the episode's folder.
 
-    Rows without a state are left out (the arm was lost); a camera without a usable frame gives a black one, and
-    `deployment/admitted` tells.
+    An episode has one row a step and no gaps, so it holds the longest stretch of rows whose observations were
+    admitted; `deployment/step` tells which. The journal keeps every row. A success stays one only where nothing was
+    executed after that stretch. Extrinsics are zeros: no camera here knows where it stands.
 
     Raises:
-        JournalError: Fewer than two rows.
+        JournalError: Fewer than two rows in a stretch, or a picture is missing.
         OSError: The disk is full; the journal stays.
     """
     import h5py
@@ -105,10 +106,11 @@ def finish(folder: Path, root: Path, success: bool = False) -> Path:
     from armworld.datasets.files import new_folder
 
     header, rows = read_journal(folder)
-    kept = [i for i, row in enumerate(rows) if row["state"] is not None]
+    kept = _longest_admitted(rows)
     if len(kept) < 2:
-        raise JournalError(f"{folder} has {len(kept)} rows with a state; an episode needs two")
+        raise JournalError(f"{folder} has {len(kept)} admitted rows in succession; an episode needs two")
     chosen = [rows[i] for i in kept]
+    success = success and all(row["executed"] is None for row in rows[kept.stop :])
     states = np.array([row["state"] for row in chosen], float)
     frames = {name: _frames(folder, name, tuple(size), kept) for name, size in header["cameras"].items()}
     started = datetime.fromisoformat(header["started"]).astimezone(UTC)
@@ -116,7 +118,7 @@ def finish(folder: Path, root: Path, success: bool = False) -> Path:
         states=states,
         actions=np.array([row["executed"] or [0.0] * 7 for row in chosen[:-1]] + [[0.0] * 7], float),
         frames=frames,
-        extrinsics={name: np.tile(header["extrinsics"][name], (len(kept), 1)) for name in frames},
+        extrinsics={name: np.zeros((len(kept), 6)) for name in frames},
         joint_positions=np.array([row["joints"] for row in chosen], float),
         joint_velocities=np.array([row["velocities"] for row in chosen], float),
         step_seconds=header["step_seconds"],
@@ -163,12 +165,27 @@ def _minutes(moment: datetime) -> int:
     return max(0, int((moment - EPOCH).total_seconds() // 60))
 
 
-def _frames(folder: Path, camera: str, size: tuple[int, int], kept: list[int]) -> np.ndarray:
+def _longest_admitted(rows: list[dict[str, Any]]) -> range:
+    """The longest stretch of rows whose observations were admitted; the first of several."""
+    best, start = range(0), 0
+    for number, row in enumerate(rows):
+        if not row["admitted"]:
+            start = number + 1
+        elif number + 1 - start > len(best):
+            best = range(start, number + 1)
+    return best
+
+
+def _frames(folder: Path, camera: str, size: tuple[int, int], kept: range) -> np.ndarray:
     frames = np.zeros((len(kept), *size, 3), np.uint8)
     for i, row in enumerate(kept):
         image = read_frame(folder, camera, row)
-        if image is not None and image.shape == frames.shape[1:]:
-            frames[i] = image
+        if image is None or image.shape != frames.shape[1:]:
+            found = "none" if image is None else str(image.shape)
+            raise JournalError(
+                f"{folder}, row {row}: camera {camera!r} needs a picture {frames.shape[1:]}, got {found}"
+            )
+        frames[i] = image
     return frames
 
 
@@ -181,7 +198,7 @@ def _deployment(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     }
     arrays["verdict"] = np.array([row["verdict"] for row in rows], "S16")
     arrays["reasons"] = np.array([",".join(code for code, _ in row["reasons"]) for row in rows], "S128")
-    arrays["admitted"] = np.array([bool(row["admitted"]) for row in rows])
+    arrays["step"] = np.array([row["step"] for row in rows])
     arrays["time_s"] = np.array([row["time_s"] for row in rows], float)
     for name in sorted({name for row in rows for name in row["latency"]}):
         arrays[f"latency/{name}"] = np.array([row["latency"].get(name, np.nan) for row in rows], float)

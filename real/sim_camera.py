@@ -63,10 +63,6 @@ class Twin:
         """uint8 [*size, 3] RGB."""
         return self._scene.renderer.render(self._scene.data, camera, *self._size)
 
-    def extrinsics(self, camera: str) -> np.ndarray:
-        """Camera pose [6] in the base frame."""
-        return self._scene.extrinsics(camera)
-
 
 def serve(arguments: argparse.Namespace) -> None:
     """Draw at the rate asked for until the parent closes our standard input."""
