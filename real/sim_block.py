@@ -17,7 +17,7 @@ OBJECT = slice(11, 18)  # position and quaternion (w, x, y, z)
 PLACE = slice(18, 25)  # where the object is asked to stand, the same way
 ASKED, PLACED = 25, 26  # the latest placement that was asked for, and the latest that was done
 BYSTANDER = slice(27, 32)  # of another object: 1 if it is there, position and yaw
-CAMERA_HEADER = 2  # frame id, capture time
+CAMERA_HEADER = 3  # frame id, capture times of the two pictures that are kept
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ class SharedBlock:
     def write_frame(self, camera: int, image: np.ndarray, time_s: float) -> None:
         number = int(self._frames[camera, 0]) + 1
         self._pixels[camera, number % 2] = image
-        self._frames[camera, 1] = time_s
+        self._frames[camera, 1 + number % 2] = time_s
         self._frames[camera, 0] = number
 
     def read_frame(self, camera: int) -> tuple[int, float, np.ndarray]:
         """Newest frame: id (0: none yet), capture time (monotonic seconds), image."""
         while True:
             number = int(self._frames[camera, 0])
-            image, time_s = self._pixels[camera, number % 2].copy(), float(self._frames[camera, 1])
-            if int(self._frames[camera, 0]) - number < 2:
+            image, time_s = self._pixels[camera, number % 2].copy(), float(self._frames[camera, 1 + number % 2])
+            if int(self._frames[camera, 0]) == number:  # else the next but one may be half written over it
                 return number, time_s, image
