@@ -41,7 +41,7 @@ class CellConfig:
         crop: Aspect ratio (width / height) of the middle that is kept of a picture; 0 keeps everything.
         workspace: Flange box x0 y0 z0 x1 y1 z1 (m, base frame). Required on hardware.
         fingertips: Fingertip box x0 y0 z0 x1 y1 z1 (m). Required on hardware; its floor is just above the table.
-        keep_out: Boxes that flange and fingertips must not enter, six numbers each.
+        keep_out: Boxes that flange and fingers must not enter, six numbers each.
         step_seconds: Time of one action; 0 takes the model's (0.25 without one).
         max_speed: m/s, at most 0.25.
         max_rotation_rate: rad/s.

@@ -165,7 +165,7 @@ def test_a_path_through_the_edge_of_a_keep_out_box_stops_before_it(rig, shared):
     """Neither start nor end of the whole way is inside; its middle is."""
     start = here(shared)
     side = -1.0 if start[1] > 0 else 1.0
-    corners = start + np.array([[0.03, side * 0.03, -0.05], [0, side * 0.06, 0.05]])
+    corners = start + np.array([[0.03, side * 0.09, -0.05], [0.06, side * 0.12, 0.05]])  # 35 mm from the open fingers
     (x0, y0, z0), (x1, y1, z1) = corners.min(0), corners.max(0)
     box = Box((x0, y0, z0), (x1, y1, z1))
     r = rig(Sway(np.array([0.006, side * 0.012, 0, 0, 0, 0, 0])), limits={"keep_out": (box,)})
