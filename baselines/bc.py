@@ -37,7 +37,6 @@ from armworld.baselines.demonstrations import (
 )
 from armworld.baselines.policy import SIZES, Batch, Policy, PolicyConfig, policy_config
 from armworld.datasets.clips import load_frames
-from armworld.datasets.features import encoder_hash
 from armworld.datasets.store import Store, split_recordings
 from armworld.types import check_name
 from armworld.worldmodel.checkpoint import save_parts
@@ -205,7 +204,7 @@ def train(config: BCTrainConfig) -> Path:
     stores = sources.train.stores
     told: dict[str, Any] = {"data": [s.content() for s in stores], "views": [s.views() for s in stores]}
     if sources.encoder is not None:
-        told["features"] = encoder_hash(sources.encoder)
+        told["features"] = stores[0].key["encoder"]
     run = TrainingRun(config, modules, optimizer, generators, processes, told)
     began = time.process_time()
     for step in run.steps():

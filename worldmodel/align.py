@@ -100,7 +100,7 @@ def align(config: AlignConfig) -> Path:
         optimizer,
         generators,
         Processes(),
-        {"data": cache.content(), "views": cache.views(), "features": encoder_hash(encoder)},
+        {"data": cache.content(), "views": cache.views(), "features": cache.key["encoder"]},
         settings={"model": encoder_hash(predictor)},
     )
     for step in run.steps():

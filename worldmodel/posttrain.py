@@ -219,14 +219,22 @@ def build_predictor(config: PosttrainConfig, encoder: Encoder, states: np.ndarra
     return predictor
 
 
-def _check_features(config: PosttrainConfig) -> None:
-    """ValueError where --init would go on with features after other blocks of its own encoder than it has learned."""
-    usage = load_checkpoint(str(config.init)).config if config.encoder is None else None
+def _open_frozen(config: PosttrainConfig) -> Encoder:
+    """The encoder asked for, or that of --init.
+
+    Raises:
+        ValueError: --init would go on with features after other blocks of its own encoder than it has learned.
+    """
+    if config.encoder is not None:
+        return open_encoder(config.encoder, config.image_size, config.seed)
+    loaded = load_checkpoint(str(config.init))
+    usage = loaded.config
     if usage is not None and usage.layers != config.layers:
         raise ValueError(
             f"--init {config.init} reads features after {usage.layers or 'all'} blocks of its encoder, asked for: "
             f"{config.layers or 'all'}; give --layers {usage.layers}, or --encoder where it is to learn others"
         )
+    return loaded.encoder
 
 
 def posttrain(config: PosttrainConfig) -> Path:
@@ -237,8 +245,7 @@ def posttrain(config: PosttrainConfig) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device, config.fsdp)
-    _check_features(config)
-    encoder = open_encoder(config.encoder or str(config.init), config.image_size, config.seed).to(device).eval()
+    encoder = _open_frozen(config).to(device).eval()
     folder = config.cache or config.out / "features"
     cache = processes.in_turn(
         lambda: open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype)
@@ -252,7 +259,7 @@ def posttrain(config: PosttrainConfig) -> Path:
     )
 
     predictor = build_predictor(config, encoder, cache.states)
-    told = {"data": cache.content(), "views": cache.views(), "features": encoder_hash(encoder)}
+    told = {"data": cache.content(), "views": cache.views(), "features": cache.key["encoder"]}
     if config.init is not None:
         told["initial"] = encoder_hash(predictor)
     predictor = predictor.to(device)
@@ -287,7 +294,7 @@ def posttrain(config: PosttrainConfig) -> Path:
     whole = unsharded(predictor)
     if processes.is_main:
         assert isinstance(whole, ACPredictor)
-        training = {**config.identity(), "encoder": encoder_hash(encoder)}
+        training = {**config.identity(), "encoder": cache.key["encoder"]}
         about = {"training": training, "steps": run.budget.step, "seconds": round(run.budget.elapsed)}
         about |= {"data": [path.name for path in config.data], "frames": len(cache.states), "device": device.type}
         size, window = encoder.config.image_size, config.window or config.frames - 1
