@@ -38,6 +38,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "no stills": {"still_share": 0.0},
     "stills alone": {"still_share": 1.0},
     "fewer hidden": {"mask_scales": (0.08, 0.4)},
+    "blocks of half the clip": {"mask_duration": 0.5},
     "quicker teacher": {"ema": 0.99},
     "slower teacher": {"ema": 0.9995},
     "96 pixels": {"image_size": 96},

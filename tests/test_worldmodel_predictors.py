@@ -57,6 +57,19 @@ def test_masks_of_a_batch_are_disjoint_sorted_and_differ() -> None:
         assert not torch.equal(mask.target[0], mask.target[1])
 
 
+@settings(max_examples=25, deadline=None)
+@given(steps=st.integers(2, 4), side=st.integers(4, 16), seed=st.integers(0, 99))
+def test_blocks_of_half_the_duration_leave_their_place_visible_at_other_times(steps, side, seed) -> None:
+    family, cells = MaskFamily(1, 0.3, duration=0.5), side * side
+    (mask,) = sample_masks((steps, side, side), 1, torch.Generator().manual_seed(seed), [family])
+    everything = torch.cat([mask.context, mask.target], 1).sort(1).values
+    assert torch.equal(everything, torch.arange(steps * cells)[None])
+    times, places = (mask.target // cells).unique(), (mask.target % cells).unique()
+    assert len(times) == max(1, round(0.5 * steps)) < steps
+    assert len(times) * len(places) == mask.target.shape[1]
+    assert torch.equal(times, torch.arange(int(times[0]), int(times[0]) + len(times)))
+
+
 def test_masks_repeat_with_the_seed() -> None:
     first, second = (sample_masks((2, 8, 8), 3, torch.Generator().manual_seed(5)) for _ in range(2))
     assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
@@ -75,6 +88,8 @@ def test_a_family_that_hides_everything_is_refused() -> None:
         sample_masks((1, 1, 1), 1, torch.Generator().manual_seed(0), [MaskFamily(2, 0.99)])
     with pytest.raises(ValueError, match="0 < scale < 1"):
         MaskFamily(2, 1.5)
+    with pytest.raises(ValueError, match="0 < duration <= 1"):
+        MaskFamily(2, 0.5, duration=0)
 
 
 def test_mask_predictor_does_not_mind_the_order_of_its_context() -> None:

@@ -174,6 +174,8 @@ def test_the_share_that_is_hidden_follows_the_blocks_asked_for(tmp_path, monkeyp
     assert few_small < many_small and few_large < many_large < 1
     with pytest.raises(ValueError, match=r"mask_scales must lie in \(0, 1\), got \(0.2, 1.0\)"):
         settings(tmp_path, mask_scales=(0.2, 1.0))
+    with pytest.raises(ValueError, match=r"mask_duration must lie in \(0, 1\], got 1.5"):
+        settings(tmp_path, mask_duration=1.5)
 
 
 def test_collapse_monitors_tell_rank():

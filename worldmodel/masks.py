@@ -1,4 +1,4 @@
-"""Multiblock 3D masks of V-JEPA 2's pretraining: rectangles of patches hidden over the clip's full duration.
+"""Multiblock 3D masks of V-JEPA 2's pretraining: rectangles of patches hidden over the clip's full duration, or part.
 
 Shapes: B clips, T x H x W token grid, K visible and M hidden tokens. Indices refer to the flattened grid.
 """
@@ -17,16 +17,21 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class MaskFamily:
-    """`blocks` rectangles, each `scale` of the frame's area, with height/width between the two `aspect` bounds."""
+    """`blocks` rectangles, each `scale` of the frame's area, with height/width between the two `aspect` bounds.
+
+    Each is hidden for `duration` of the clip (1 in the paper), from a time of its own on.
+    """
 
     blocks: int
     scale: float
     aspect: tuple[float, float] = (0.75, 1.5)
+    duration: float = 1.0
 
     def __post_init__(self) -> None:
         low, high = self.aspect
-        if self.blocks < 1 or not 0 < self.scale < 1 or not 0 < low <= high:
-            raise ValueError(f"need blocks >= 1, 0 < scale < 1 and 0 < aspect low <= high, got {self}")
+        if self.blocks < 1 or not 0 < self.scale < 1 or not 0 < low <= high or not 0 < self.duration <= 1:
+            bounds = "blocks >= 1, 0 < scale < 1, 0 < aspect low <= high and 0 < duration <= 1"
+            raise ValueError(f"need {bounds}, got {self}")
 
 
 SMALL_BLOCKS = MaskFamily(blocks=8, scale=0.15)
@@ -54,17 +59,21 @@ def sample_masks(
     """One mask per family for a batch of clips with token grid (time, rows, columns).
 
     A family's block size is drawn once per call, its blocks' places per clip. Clips of a batch need equally many
-    tokens, so surplus cells (columns of the grid over time) are dropped at random from context and from target;
-    for a batch of one, context and target are complements.
+    tokens, so surplus cells (columns of the grid over time; single tokens where blocks do not last the whole clip) are
+    dropped at random from context and from target; for a batch of one, context and target are complements.
     """
     return [_sample_family(grid, batch, family, generator) for family in families]
 
 
 def _sample_family(grid: tuple[int, int, int], batch: int, family: MaskFamily, generator: torch.Generator) -> Mask:
     steps, rows, columns = grid
-    block = _block_size(rows, columns, family, generator)
-    hidden = torch.stack([_hidden_cells(rows, columns, block, family, generator) for _ in range(batch)])
-    return Mask(_equal_counts(~hidden, steps, generator), _equal_counts(hidden, steps, generator))
+    height, width = _block_size(rows, columns, family, generator)
+    lasting = max(1, round(family.duration * steps))
+    times = 1 if lasting == steps else steps  # blocks of the full duration hide columns of cells, all times alike
+    cells, block = (times, rows, columns), (min(lasting, times), height, width)
+    hidden = torch.stack([_hidden_cells(cells, block, family, generator) for _ in range(batch)])
+    repeats = steps // times
+    return Mask(_equal_counts(~hidden, repeats, generator), _equal_counts(hidden, repeats, generator))
 
 
 def _block_size(rows: int, columns: int, family: MaskFamily, generator: torch.Generator) -> tuple[int, int]:
@@ -77,27 +86,30 @@ def _block_size(rows: int, columns: int, family: MaskFamily, generator: torch.Ge
 
 
 def _hidden_cells(
-    rows: int, columns: int, block: tuple[int, int], family: MaskFamily, generator: torch.Generator
+    cells: tuple[int, int, int], block: tuple[int, int, int], family: MaskFamily, generator: torch.Generator
 ) -> Tensor:
-    """bool [rows * columns]: the union of the family's blocks at random places; at least one cell stays visible."""
-    height, width = block
+    """bool [times * rows * columns]: the union of the family's blocks at random places; one cell or more stays visible.
+
+    Args:
+        cells: Times, rows and columns.
+        block: What a block spans of each.
+    """
     for _ in range(_TRIES):
-        hidden = torch.zeros(rows, columns, dtype=torch.bool)
+        hidden = torch.zeros(cells, dtype=torch.bool)
         for _ in range(family.blocks):
-            top = int(torch.randint(rows - height + 1, (), generator=generator))
-            left = int(torch.randint(columns - width + 1, (), generator=generator))
-            hidden[top : top + height, left : left + width] = True
+            room = [whole - part + 1 for whole, part in zip(cells, block, strict=True)]
+            start, top, left = (int(torch.randint(n, (), generator=generator)) if n > 1 else 0 for n in room)
+            hidden[start : start + block[0], top : top + block[1], left : left + block[2]] = True
         if not hidden.all():
             return hidden.flatten()
-    raise ValueError(
-        f"{family} hides all of a {rows} x {columns} patch grid in {_TRIES} tries; use larger images or a smaller scale"
-    )
+    grid, advice = f"{cells[1]} x {cells[2]} patch grid", "use larger images or a smaller scale"
+    raise ValueError(f"{family} hides all of a {grid} in {_TRIES} tries; {advice}")
 
 
-def _equal_counts(cells: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """Token indices [B, steps * n] of the marked cells [B, rows * columns], n = the smallest count in the batch."""
+def _equal_counts(cells: Tensor, repeats: int, generator: torch.Generator) -> Tensor:
+    """Token indices [B, repeats * n] of the marked cells [B, C], every C tokens again; n = the smallest count."""
     count = int(cells.sum(1).min())
     order = torch.rand(cells.shape, generator=generator).masked_fill(~cells, 2.0).argsort(1)
     kept = order[:, :count].sort(1).values
-    offsets = torch.arange(steps) * cells.shape[1]
+    offsets = torch.arange(repeats) * cells.shape[1]
     return (offsets[:, None] + kept[:, None]).flatten(1)

@@ -65,6 +65,8 @@ class PretrainConfig(TrainingConfig):
         still_share: Share of the clips that is a still (one frame twice), as planning shows them to the encoder.
         mask_scales: Area of one of the eight small blocks that are hidden, and of one of the two large ones, as shares
             of the frame; the paper's by default.
+        mask_duration: Share of the clip for which a block is hidden (1 in the paper). Below 1, what lies still can be
+            filled in from the block's own place at other times, and so is worth knowing.
         batch: Clips per optimiser step, over all processes.
         state_loss: Weight of the readout of the robot's state from whole stills; 0 is the paper's objective.
         state_readout: What it is read from: the mean over the patches, or every patch by itself, which makes the whole
@@ -100,6 +102,7 @@ class PretrainConfig(TrainingConfig):
     step_seconds: float = 0.25
     still_share: float = 0.25
     mask_scales: tuple[float, float] = (SMALL_BLOCKS.scale, LARGE_BLOCKS.scale)
+    mask_duration: float = 1.0
     batch: int = 64
     state_loss: float = 0.0
     state_readout: Literal["mean", "tokens", "hand"] = "mean"
@@ -126,6 +129,8 @@ class PretrainConfig(TrainingConfig):
                 raise ValueError(f"clips need 1 frame or a multiple of {TUBELET}, got {frames}")
         if not all(0 < scale < 1 for scale in self.mask_scales):
             raise ValueError(f"mask_scales must lie in (0, 1), got {self.mask_scales}")
+        if not 0 < self.mask_duration <= 1:
+            raise ValueError(f"mask_duration must lie in (0, 1], got {self.mask_duration}")
 
     @property
     def last_image_size(self) -> int:
@@ -240,7 +245,8 @@ def _draw(
     frames = 1 if numpy_rng.random() < config.still_share else shape[0]
     side, share = shape[1] // PATCH, processes.share(config.batch)
     batch = source.sample(numpy_rng, config.batch, frames)[share]
-    families = [replace(f, scale=s) for f, s in zip(PUBLISHED_FAMILIES, config.mask_scales, strict=True)]
+    scales, duration = config.mask_scales, config.mask_duration
+    families = [replace(f, scale=s, duration=duration) for f, s in zip(PUBLISHED_FAMILIES, scales, strict=True)]
     masks = sample_masks((max(frames // TUBELET, 1), side, side), config.batch, torch_rng, families)
     return _to_clip(batch, shape[1], device), [Mask(m.context[share], m.target[share]).to(device) for m in masks]
 
