@@ -1,8 +1,8 @@
 """`armworld recipe`: everything that makes the shipped weights, as one resumable command with a time budget.
 
-Collect five mixes of behaviours in lab1 -> pretrain the encoder in two stages -> train the predictor on its frozen
-features -> align the energy -> export. Each stage resumes by itself, so the same command goes on wherever it stopped.
-With a GPU the same settings take more steps in the same minutes.
+Collect five mixes of behaviours in lab1 -> render them again from cameras of their own -> pretrain the encoder in two
+stages -> train the predictor on its frozen features -> align the energy -> export. Each stage resumes by itself, so the
+same command goes on wherever it stopped. With a GPU the same settings take more steps in the same minutes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,20 @@ from rich.console import Console
 
 from armworld.datasets.behaviours import Mix
 from armworld.datasets.collect import CollectConfig, collect
+from armworld.datasets.rerender import RerenderConfig, rerender
 from armworld.worldmodel.align import AlignConfig, align
 from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
 from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
+
+# How far the second renderings' cameras lie from the rig: degrees, shares of the distance, m.
+VIEWS: dict[str, Any] = {
+    "vary_azimuth": 60.0,
+    "vary_elevation": 8.0,
+    "vary_distance": 0.12,
+    "vary_fov": 3.0,
+    "vary_look_at": 0.05,
+}
 
 # What `armworld posttrain` is given for the shipped predictor, beside data, encoder and budget.
 PREDICTOR: dict[str, Any] = {
@@ -85,6 +95,24 @@ class RecipeConfig:
             self._mix("pick_place", 600, 200_000, place, both),
             self._mix("grasp", 900, 300_000, single, (*both, "bottle"), "single"),
             self._mix("pick_place", 500, 400_000, again, both, "pick_place_again"),
+        ]
+
+    def renderings(self) -> list[RerenderConfig]:
+        """Every episode from a camera of its own, in about half of them with another look of the scene too."""
+        looks = {name: {"view_seed": 2, "looks": "full"} for name in ("reach", "grasp", "pick_place")}
+        views = {name: {"view_seed": 1} for name in ("reach", "single", "pick_place_again")}
+        both = [(f"{name}_views", name, draws) for name, draws in views.items()]
+        both += [(f"{name}_looks", name, draws) for name, draws in looks.items()]
+        return [
+            RerenderConfig(
+                source=self.out / "data" / source,
+                out=self.out / "data" / name,
+                image_size=128,
+                workers=self.workers,
+                **VIEWS,
+                **draws,
+            )
+            for name, source, draws in both
         ]
 
     def _mix(
@@ -162,11 +190,14 @@ class RecipeConfig:
 def recipe(config: RecipeConfig, console: Console | None = None) -> Path:
     """Run what is not done yet and return the folder of the exported checkpoint, `out/weights`."""
     console = console or Console()
-    mixes = config.mixes()
+    mixes, renderings = config.mixes(), config.renderings()
     for mix in mixes:
         console.rule(f"collect: {mix.task}")
         collect(mix)
-    data = tuple(mix.out for mix in mixes)
+    for rendering in renderings:
+        console.rule(f"render again: {rendering.out.name}")
+        rerender(rendering)
+    data = tuple(made.out for made in (*mixes, *renderings))
     console.rule("pretrain the encoder")
     pretraining = config.pretraining(data)
     sharpening = config.sharpening(data, str(pretrain(pretraining)))
