@@ -46,7 +46,8 @@ class Config:
 
     Attributes:
         model: Shipped name or checkpoint folder; empty: random weights of the sizes below.
-        width, depth, heads: Predictor's size (the encoder has the same width), for random weights.
+        width, depth, heads: Predictor's size, for random weights.
+        features: Width of the encoder and its features, for random weights; by default the predictor's.
         image_size: Pixels per side, for random weights; a patch is 16 x 16.
         horizons: Steps imagined.
         samples, iterations: Of both implementations.
@@ -61,6 +62,7 @@ class Config:
     width: int = 192
     depth: int = 6
     heads: int = 6
+    features: int | None = None
     image_size: int = 128
     horizons: tuple[int, ...] = (1, 4)
     samples: int = 64
@@ -176,9 +178,9 @@ def build(config: Config) -> VJEPA2AC:
     if config.model:
         return load_world_model(config.model, device=config.device)
     torch.manual_seed(0)
-    size = (config.image_size, config.image_size)
-    encoder = Encoder(EncoderConfig(config.width, 1, config.heads, image_size=size))
-    predictor = ACPredictor(ACPredictorConfig(config.width, config.width, config.depth, config.heads, image_size=size))
+    size, features = (config.image_size, config.image_size), config.features or config.width
+    encoder = Encoder(EncoderConfig(features, 1, config.heads, image_size=size))
+    predictor = ACPredictor(ACPredictorConfig(features, config.width, config.depth, config.heads, image_size=size))
     return VJEPA2AC(
         encoder.requires_grad_(False).to(config.device),
         predictor.requires_grad_(False).to(config.device),

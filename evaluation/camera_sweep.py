@@ -23,7 +23,6 @@ from armworld.evaluation.statistics import mcnemar_exact
 from armworld.evaluation.views import View, Views, make_views, varying_axes
 from armworld.jobs import run_with_progress as run_jobs_with_progress
 from armworld.planners.calibrating import FEWEST_MOVES
-from armworld.planners.plans import PlanningError
 from armworld.sim_assets.catalog import LABS
 from armworld.types import check_name
 
@@ -185,7 +184,7 @@ def estimate(config: CameraSweep, stations: Sequence[Station], seeds: Sequence[i
         return f"{what}: all done before."
     each = _episode_seconds(stations[0].cell, seeds[0])
     if each is None:
-        return f"{what}; {pending} to run on {config.workers} process(es), for how long is not known: planning failed."
+        return f"{what}; {pending} to run on {config.workers} process(es), for how long is not known: a trial failed."
     seconds = pending * each / config.workers
     if config.correct == "adapt":
         seconds += LEARNING_S * sum(station.look.stored() is None for station in stations) / config.workers
@@ -193,7 +192,7 @@ def estimate(config: CameraSweep, stations: Sequence[Station], seeds: Sequence[i
 
 
 def _episode_seconds(cell: Cell, seed: int) -> float | None:
-    """How long an episode may take (s); None where planning fails, which the episodes themselves tell of."""
+    """How long an episode may take (s); None where it fails, of which the episodes themselves tell."""
     worker = Worker()
     try:
         with single_thread():
@@ -208,7 +207,7 @@ def _episode_seconds(cell: Cell, seed: int) -> float | None:
             per_step = (time.perf_counter() - begun) / TRIAL_STEPS
             steps = getattr(env.unwrapped, "max_steps", None) or cell.env_kwargs.get("max_steps") or 20
             return begun - started + steps * per_step
-    except PlanningError:
+    except RuntimeError:  # planning, or an environment that finds no start
         return None
     finally:
         worker.close()

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 
 from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, make_agent, needs_model, reads_camera
-from armworld.evaluation.episodes import EpisodeResult, run_episode
-from armworld.evaluation.files import plain, read_json, write_json
+from armworld.evaluation.episodes import EpisodeResult, run_episode, try_reset
+from armworld.evaluation.files import commit, plain, read_json, write_json
 from armworld.jobs import run_jobs
 
 TASKS = {
@@ -109,6 +109,7 @@ class Worker:
     """Runs episodes one at a time, keeping the last environment and model open between them."""
 
     def __init__(self) -> None:
+        self._commit = commit()  # at the start: what is changed later does not reach this process
         self._env: gymnasium.Env | None = None
         self._env_key: Any = None
         self._models: dict[Any, Any] = {}
@@ -116,8 +117,13 @@ class Worker:
     def run(self, cell: Cell, seed: int) -> EpisodeResult:
         """Run, film if asked, and store one episode; its record is written last."""
         env, model = self.open(cell)
-        if reads_camera(model):
-            env.reset(seed=seed)  # the model is told where the camera stands, which variation moves per episode
+        # A model that reads where the camera stands is told that of this episode: variation moves it.
+        failed = try_reset(env, seed) if reads_camera(model) else None
+        result = replace(failed or self._play(cell, seed, env, model), commit=self._commit)
+        write_json(cell.episode_file(seed), result.to_json())
+        return result
+
+    def _play(self, cell: Cell, seed: int, env: gymnasium.Env, model: Any) -> EpisodeResult:
         agent = make_agent(cell.agent, env, model, seed, cell.settings)
         recorder = None
         if seed in cell.film:
@@ -125,9 +131,7 @@ class Worker:
 
             step = float(cell.env_kwargs.get("step_seconds", 0.25))
             recorder = VideoRecorder(cell.video_file(seed), cell.agent, step, cell.threshold_m)
-        result = run_episode(env, agent, seed, recorder)
-        write_json(cell.episode_file(seed), result.to_json())
-        return result
+        return run_episode(env, agent, seed, recorder)
 
     def open(self, cell: Cell) -> tuple[gymnasium.Env, Any]:
         """The cell's environment, and its model (None where its agent needs none); both are kept for the next call."""
@@ -173,11 +177,13 @@ def _told(value: Any) -> Any:
 
 
 def load_episode(cell: Cell, seed: int) -> EpisodeResult | None:
-    """The stored episode, or None if it has not been run (or was to be filmed and was not)."""
+    """The stored episode, or None if it has not been run (or was to be filmed, shows something, and was not)."""
     path = cell.episode_file(seed)
-    if not path.exists() or (seed in cell.film and not cell.video_file(seed).exists()):
+    if not path.exists():
         return None
-    return EpisodeResult.from_json(read_json(path))
+    result = EpisodeResult.from_json(read_json(path))
+    shows = bool(result.distances_m)  # an environment that fails to reset shows nothing
+    return None if seed in cell.film and shows and not cell.video_file(seed).exists() else result
 
 
 def run_cells(

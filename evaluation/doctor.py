@@ -25,7 +25,7 @@ from armworld.evaluation.cells import Cell, claim, env_id_of, open_env, single_t
 from armworld.evaluation.doctor_picture import doctor_figure
 from armworld.evaluation.doctor_stills import Stills, read_stills, take_stills
 from armworld.evaluation.doctor_verdict import judge, mark_of
-from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
+from armworld.evaluation.files import plain, write_bytes, write_json
 from armworld.evaluation.horizon import imagine_far, most_steps
 from armworld.evaluation.picture import figure_png
 from armworld.evaluation.probing import (
@@ -37,6 +37,7 @@ from armworld.evaluation.probing import (
     ranking,
     spearman,
 )
+from armworld.evaluation.records import origin
 from armworld.evaluation.report import Page, provenance
 from armworld.evaluation.samples import JOGS, Samples, Travel, gather, per_camera, travel
 from armworld.evaluation.setup import Setup, resolve
@@ -48,8 +49,8 @@ PLOTTED_PAIRS = 1500
 
 
 @dataclass(frozen=True)
-class DoctorConfig:
-    """Examine a world model on fresh simulated motion.
+class Examination:
+    """What is examined, on how much motion.
 
     Attributes:
         model: Name of a shipped world model, or a checkpoint folder.
@@ -65,7 +66,7 @@ class DoctorConfig:
         far_episodes: Episodes as long as that.
         stills: Single frames, each of an episode of its own, for the probes of arm and object.
         planner: Also plan episodes, and repeat the failures with the simulator as the model, to tell which part
-            is to blame (minutes per episode).
+            is to blame (minutes per episode). It plans as the other options say.
         agent: The planner examined then: cem, icem, mppi or servo.
         planner_episodes: How many episodes it plans.
         workers: Processes for planning.
@@ -91,6 +92,11 @@ class DoctorConfig:
     workers: int = 1
     seed: int = 1_000_000
     out: Path = Path("runs/doctor")
+
+
+@dataclass(frozen=True)
+class DoctorConfig(AgentSettings, Examination):
+    """Examine a world model on fresh simulated motion."""
 
     def __post_init__(self) -> None:
         check_name("planner to examine", self.agent, BLAMABLE)
@@ -152,9 +158,7 @@ def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, An
         "verdict": [f"{mark.upper()}: {text}" for mark, text in marks],
         "findings": plain(findings),
         "planner": blamed,
-        "config": plain(asdict(config)),
-        "commit": commit(),
-        "versions": versions(),
+        **origin(config),
     }
     _write(config, record, marks, findings)
     colour = {"good": "green", "weak": "yellow", "bad": "red"}
@@ -173,7 +177,7 @@ def planning_cells(config: DoctorConfig) -> dict[str, Cell]:
     setup = Setup(model=config.model, workers=config.workers, level=config.level, camera=config.camera)
     where = (config.task, config.object, config.lab)
     resolved = resolve(setup, [config.agent])
-    cells = blame_cells(resolved, AgentSettings(), where, config.agent, config.out / "planner")
+    cells = blame_cells(resolved, config, where, config.agent, config.out / "planner")
     for cell in cells.values():
         claim(cell)
     return cells

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -140,22 +141,33 @@ def effort_figure(places: Mapping[str, Lines]) -> Figure:
         for name, line in lines.items():
             ordered = sorted((point for point in line if np.isfinite(point.seconds)), key=lambda point: point.seconds)
             seconds = [point.seconds for point in ordered]
-            rate = np.array([100 * point.wins / max(1, len(point.results)) for point in ordered])
-            ends = np.array([wilson_interval(point.wins, len(point.results)) for point in ordered]).reshape(-1, 2)
-            axes.errorbar(seconds, rate, np.abs(100 * ends.T - rate), fmt="o-", color=colours[name], capsize=3, lw=1.8,
-                          label=name)  # fmt: skip
+            rate = draw_success(axes, seconds, ordered, colours[name])
             for point, height in zip(ordered, rate, strict=True):
                 axes.annotate(str(point.effort), (point.seconds, height), (4, 4), textcoords="offset points",
                               fontsize=7, color=MUTED)  # fmt: skip
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        log_axis(axes, "CPU seconds per action")
         axes.set_ylim(-3, 103)
-        axes.grid(color=GRID, lw=0.8)
-        axes.set_xlabel("CPU seconds per action", color=MUTED, fontsize=9)
         axes.set_ylabel("success, % (95 % Wilson)", color=MUTED, fontsize=9)
     panels[0].legend(frameon=False, fontsize=9, loc="upper left")
     for axes in panels[len(places) :]:
         axes.set_axis_off()
     return figure
+
+
+def draw_success(axes: Axes, x: Sequence[float], points: Sequence[Point], colour: str) -> np.ndarray:
+    """A method's points at `x` as a line with Wilson's 95 % intervals; returns the success rates [points] (%)."""
+    rate = np.array([100 * point.wins / max(1, len(point.results)) for point in points])
+    ends = np.array([wilson_interval(point.wins, len(point.results)) for point in points]).reshape(-1, 2)
+    away = np.abs(100 * ends.T - rate)
+    axes.errorbar(x, rate, away, fmt="o-", color=colour, capsize=3, lw=1.8, label=points[0].agent if points else None)
+    return rate
+
+
+def log_axis(axes: Axes, label: str) -> None:
+    """A logarithmic horizontal axis with plain numbers, and a grid."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(color=GRID, lw=0.8)
+    axes.set_xlabel(label, color=MUTED, fontsize=9)

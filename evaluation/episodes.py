@@ -21,6 +21,7 @@ Reasons:
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,7 @@ import gymnasium
 import numpy as np
 
 from armworld.evaluation.contact import ContactWatcher
+from armworld.pose import apply_action, euler_to_matrix
 from armworld.types import Agent, Goal, Observation
 
 APPROACH_STEPS = 3  # the last steps over which "still coming closer" is judged
@@ -43,14 +45,18 @@ class EpisodeResult:
     Attributes:
         seed: The environment's seed.
         success: Held at the end.
-        final_distance_m: The task's distance to its goal at the last observed step; None if there was none.
+        final_distance_m: The task's distance to its goal at the last observed step; None if there was none, or where
+            none is measured (NaN, as with goals that are images alone).
         steps: Actions executed.
         seconds_per_action: Mean wall-clock time of `agent.act`.
         cpu_seconds_per_action: Mean CPU time of this process during `agent.act` (all its threads).
         reason: See the module's table.
-        distances_m: Distance after the reset and after every step, `steps + 1` values.
+        distances_m: Distance after the reset and after every step, `steps + 1` values; None where none is measured.
         solved_steps: Steps after which the predicate held.
         draws: The environment's record of its random draws.
+        off_m, off_rad: Largest distance and angle, over the steps, between the flange's pose that an action asked for
+            (from the pose seen before it) and the one that it led to; None without a step.
+        commit: Of the code that ran it, as `files.commit` tells; "unknown" in records from before it was kept.
     """
 
     seed: int
@@ -60,9 +66,12 @@ class EpisodeResult:
     seconds_per_action: float
     cpu_seconds_per_action: float
     reason: str
-    distances_m: tuple[float, ...] = ()
+    distances_m: tuple[float | None, ...] = ()
     solved_steps: tuple[int, ...] = ()
     draws: dict[str, Any] = field(default_factory=dict)
+    off_m: float | None = None
+    off_rad: float | None = None
+    commit: str = "unknown"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; `from_json` inverts it."""
@@ -102,6 +111,7 @@ class _Trace:
 
     distances: list[float] = field(default_factory=list)
     solved: list[bool] = field(default_factory=list)
+    off: list[tuple[float, float]] = field(default_factory=list)
     wall: float = 0.0
     cpu: float = 0.0
     actions: int = 0
@@ -116,6 +126,12 @@ class _Trace:
         self.distances.append(float(info["distance_m"]))
         self.solved.append(bool(info["solved"]))
         self.info = info
+
+    def compare(self, asked: np.ndarray, reached: np.ndarray) -> None:
+        """Note how far apart two states [7] are: the flange's positions (m) and rotations (rad)."""
+        turn = euler_to_matrix(asked[3:6]).T @ euler_to_matrix(reached[3:6])
+        angle = float(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
+        self.off.append((float(np.linalg.norm(asked[:3] - reached[:3])), angle))
 
 
 def run_episode(env: gymnasium.Env, agent: Agent, seed: int, recorder: Recorder | None = None) -> EpisodeResult:
@@ -138,6 +154,15 @@ def run_episode(env: gymnasium.Env, agent: Agent, seed: int, recorder: Recorder 
     return result
 
 
+def try_reset(env: gymnasium.Env, seed: int) -> EpisodeResult | None:
+    """Reset the environment ahead of an episode; where that raises, the episode as it has failed, else None."""
+    try:
+        _guard("environment_failed", env.reset, seed=seed)
+    except _Failure as failure:
+        return _judge(seed, _Trace(error=str(failure)))
+    return None
+
+
 class _Failure(Exception):
     """Ends an episode as failed; its text is the reason."""
 
@@ -153,7 +178,10 @@ def _play(env: gymnasium.Env, agent: Agent, seed: int, recorder: Recorder | None
     truncated = False
     while not truncated:
         action = _timed_action(agent, observation, trace)
+        before = np.asarray(observation["state"], float)
         observation, _, terminated, truncated, info = _guard("environment_failed", env.step, action)
+        asked = apply_action(before, np.asarray(info.get("applied_action", action), float))
+        trace.compare(asked, np.asarray(observation["state"], float))
         trace.see(info)
         if recorder is not None:
             recorder.step(observation, action, info, agent)
@@ -195,17 +223,21 @@ def _judge(seed: int, trace: _Trace) -> EpisodeResult:
     success = trace.error is None and bool(trace.info.get("success", False))
     reason = "success" if success else trace.error or _failure_reason(trace)
     per_action = max(trace.actions, 1)
+    distances = tuple(distance if math.isfinite(distance) else None for distance in trace.distances)
+    off = [max(values) for values in zip(*trace.off, strict=True)] or [None, None]
     return EpisodeResult(
         seed=seed,
         success=success,
-        final_distance_m=trace.distances[-1] if trace.distances else None,
+        final_distance_m=distances[-1] if distances else None,
         steps=steps,
         seconds_per_action=trace.wall / per_action,
         cpu_seconds_per_action=trace.cpu / per_action,
         reason=reason,
-        distances_m=tuple(trace.distances),
+        distances_m=distances,
         solved_steps=tuple(i for i, solved in enumerate(trace.solved) if solved),
         draws=trace.draws,
+        off_m=off[0],
+        off_rad=off[1],
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from armworld.evaluation.probing import fit_axes
 from armworld.planners.calibrating import moves_from
 from armworld.planners.objectives import FinalL1, LatentGoal
+from armworld.planners.plans import PlanningError
 from armworld.planners.registry import make_planner
 from armworld.planners.turning import Moves, fit_turn
 from armworld.types import Observation
@@ -162,6 +163,9 @@ def infer_moves(model: Any, moves: Moves, seed: int) -> np.ndarray:
         LatentGoal(moves.after),
         generator=generator,
     )
+    if bool(plan.lost.any()):
+        moved = plan.lost.nonzero().flatten().tolist()
+        raise PlanningError(f"moves {moved}: no candidate that the model imagined has a finite energy")
     return plan.actions[:, 0, :3].cpu().numpy()
 
 

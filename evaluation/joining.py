@@ -160,4 +160,4 @@ def _section(page: Page, folder: Path, record: dict[str, Any], out: Path) -> Non
     if (folder / "index.html").is_file():
         link = html.escape(relative_link(folder / "index.html", out), quote=True)
         page.raw(f'<p><a href="{link}">The run\'s own page</a></p>')
-    page.details("Configuration", {key: record.get(key) for key in ("config", "commit", "versions")})
+    page.details("Configuration", {key: record.get(key) for key in ("config", "commit", "commits", "versions")})

@@ -112,7 +112,8 @@ def distance_curves(axes: Axes, results: Results, colours: Mapping[str, str], th
     tidy(axes, "Distance to the goal over the steps (cm)")
     longest = 0
     for index, (name, episodes) in enumerate(results.items()):
-        curves = [100 * np.asarray(e.distances_m) for e in episodes if e.distances_m]
+        curves = [100 * np.array(e.distances_m, float) for e in episodes]  # NaN where none was measured
+        curves = [curve for curve in curves if np.isfinite(curve).any()]
         if not curves:
             continue
         steps = max(len(curve) for curve in curves)
@@ -122,8 +123,9 @@ def distance_curves(axes: Axes, results: Results, colours: Mapping[str, str], th
             row[: len(curve)] = curve
         if index == 0:
             axes.plot(np.arange(steps), table.T, color=colours[name], lw=0.8, alpha=max(0.12, 0.5 / len(curves) ** 0.5))
-        median = np.nanmedian(table, axis=0)
-        axes.plot(np.arange(steps), median, color=colours[name], lw=2.4, label=name)
+        known = np.isfinite(table).any(0)
+        median = np.nanmedian(table[:, known], axis=0)
+        axes.plot(np.flatnonzero(known), median, color=colours[name], lw=2.4, label=name)
     axes.set_xlim(0, max(longest, 1))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step (thick: median over seeds)", color=MUTED, fontsize=9)

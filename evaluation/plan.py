@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,9 +13,9 @@ from rich.table import Table
 from armworld.evaluation.agents import AGENTS, AgentSettings
 from armworld.evaluation.cells import Cell
 from armworld.evaluation.episodes import EpisodeResult
-from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
+from armworld.evaluation.files import write_bytes, write_json
 from armworld.evaluation.picture import figure_png, summary_figure
-from armworld.evaluation.records import TABLE_HEAD, add_films, names_of, parse_seeds, score, summary, table_row
+from armworld.evaluation.records import TABLE_HEAD, add_films, names_of, origin, parse_seeds, score, summary, table_row
 from armworld.evaluation.report import Page, provenance
 from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
 from armworld.types import check_name
@@ -146,9 +146,7 @@ def plan_record(config: PlanConfig, results: Mapping[str, Sequence[EpisodeResult
             for name, episodes in results.items()
             if name != config.agent
         },
-        "config": plain(asdict(config)),
-        "commit": commit(),
-        "versions": versions(),
+        **origin(config, [result for episodes in results.values() for result in episodes]),
     }
 
 

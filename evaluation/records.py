@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ TABLE_HEAD = ("method", "success", "Wilson 95 %", "cm: mean", "median", "s/actio
 
 
 def score(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """The part of a results record that one method fills: episodes, success rate, interval."""
+    """The part of a results record that one method fills: episodes, the commits that ran them, success, interval."""
     wins = sum(result.success for result in results)
     return {
         "episodes": [
@@ -34,9 +34,24 @@ def score(results: Sequence[EpisodeResult]) -> dict[str, Any]:
             }
             for result in results
         ],
+        "commits": commits_of(results),
         "success_rate": wins / len(results) if results else None,
         "wilson_95": list(wilson_interval(wins, len(results))),
     }
+
+
+def commits_of(results: Iterable[EpisodeResult]) -> list[str]:
+    """The commits that the episodes were run at, each once; more than one where a run went on after a change."""
+    return sorted({result.commit for result in results})
+
+
+def origin(config: Any, results: Iterable[EpisodeResult] | None = None) -> dict[str, Any]:
+    """The part of a record that says where it came from.
+
+    `commit` is that of the code that wrote the record, `commits` those of the code that ran its episodes, if given.
+    """
+    ran = {} if results is None else {"commits": commits_of(results)}
+    return {"config": plain(asdict(config)), "commit": commit(), **ran, "versions": versions()}
 
 
 def summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
@@ -62,9 +77,7 @@ def study_head(study: str, config: Any) -> dict[str, Any]:
         "model": config.model_of(config.agent),
         "camera": config.camera,
         "step_seconds": config.step_seconds,
-        "config": plain(asdict(config)),
-        "commit": commit(),
-        "versions": versions(),
+        **origin(config),
     }
 
 

@@ -115,10 +115,17 @@ class Page:
 
 
 def provenance(page: Page, record: Mapping[str, Any]) -> None:
-    """Append what a reader needs to repeat the run: commit, versions, configuration."""
+    """Append what a reader needs to repeat the run: commits, versions, configuration."""
     page.heading("How it was made")
-    page.table(["what", "value"], [["commit", record["commit"]], *record["versions"].items()])
+    page.table(["what", "value"], [["commit", told_commits(record)], *record["versions"].items()])
     page.details("Configuration", record["config"])
+
+
+def told_commits(record: Mapping[str, Any]) -> str:
+    """The commit of a record, and those of its episodes where they were run at others (`records.origin`)."""
+    if record.get("commits", [record["commit"]]) == [record["commit"]]:
+        return record["commit"]
+    return f"{record['commit']}; its episodes were run at {', '.join(record['commits']) or 'none'}"
 
 
 def relative_link(path: Path, base: Path) -> str:

@@ -15,10 +15,10 @@ from armworld.evaluation.agents import AGENTS, AgentSettings
 from armworld.evaluation.cells import Cell
 from armworld.evaluation.effort import parse_ladder
 from armworld.evaluation.episodes import EpisodeResult
-from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json, write_text
-from armworld.evaluation.picture import figure_png, suite_figure
-from armworld.evaluation.records import TABLE_HEAD, add_films, names_of, parse_seeds, score, summary, table_row
-from armworld.evaluation.report import Page, provenance
+from armworld.evaluation.files import write_bytes, write_json, write_text
+from armworld.evaluation.picture import FLOORS, figure_png, suite_figure
+from armworld.evaluation.records import TABLE_HEAD, add_films, names_of, origin, parse_seeds, score, summary, table_row
+from armworld.evaluation.report import Page, provenance, told_commits
 from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
 from armworld.evaluation.statistics import mcnemar_exact
 from armworld.types import check_name
@@ -66,7 +66,8 @@ class Table2:
         tasks: Only these tasks of the suite, separated by commas; all by default.
         objects: Only these objects; all of the suite's by default.
         labs: Labs, separated by commas.
-        baseline: Method that the others are compared with by McNemar's exact test; none by default.
+        baseline: Method that the others are compared with by McNemar's exact test, or none; by default the first of
+            `agents` that is neither a floor nor the expert (hold, random, expert), or the first where all are.
         videos: Episodes to film per cell.
         ladder: With table3: the efforts SAMPLESxITERATIONS that every method runs at.
     """
@@ -97,7 +98,7 @@ class EvaluateConfig(AgentSettings, Setup, Table2):
             raise ValueError(f"--ladder is for the suites {', '.join(EFFORT_SUITES)}, got suite {self.suite}")
         parse_ladder(self.ladder)
         if self.baseline is not None:
-            check_name("baseline", self.baseline, self.methods)
+            check_name("baseline", self.baseline, [*self.methods, "none"])
         for task in names_of(self.tasks):
             check_name(f"task of suite {self.suite}", task, SUITES[self.suite])
         if not self.methods or not self.places or self.videos < 0:
@@ -111,6 +112,13 @@ class EvaluateConfig(AgentSettings, Setup, Table2):
         """The agents, in the order asked for."""
         untold = self.suite in EFFORT_SUITES and self.agents == Table2.agents
         return names_of("cem,pixels" if untold else self.agents)
+
+    @property
+    def compared_with(self) -> str | None:
+        """The baseline in use; None where it is "none" or there is one method only."""
+        if self.baseline == "none" or len(self.methods) < 2:
+            return None
+        return self.baseline or next((name for name in self.methods if name not in FLOORS), self.methods[0])
 
     @property
     def places(self) -> list[Place]:
@@ -171,20 +179,18 @@ def suite_record(config: EvaluateConfig, rows: Sequence[Row]) -> dict[str, Any]:
     """What the top results.json holds: one record per cell, and where it came from."""
     return {
         "suite": config.suite,
-        "baseline": config.baseline,
+        "baseline": config.compared_with,
         "cells": [cell_record(config, row, rows) for row in rows],
-        "config": plain(asdict(config)),
-        "commit": commit(),
-        "versions": versions(),
+        **origin(config, [result for row in rows for result in row.results]),
     }
 
 
 def cell_record(config: EvaluateConfig, row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     """A cell's record: the keys of `armworld plan`, its summary, and the test against the baseline."""
     place, cell, results = row
-    beside = [r.results for r in rows if r.place == place and r.cell.agent == config.baseline]
+    beside = [r.results for r in rows if r.place == place and r.cell.agent == config.compared_with]
     test = None
-    if beside and cell.agent != config.baseline:
+    if beside and cell.agent != config.compared_with:
         test = asdict(mcnemar_exact([r.success for r in results], [r.success for r in beside[0]]))
     return {
         **place._asdict(),
@@ -215,7 +221,7 @@ def write_suite(config: EvaluateConfig, record: Mapping[str, Any], rows: Sequenc
     for place in config.places:
         here = [row for row in rows if row.place == place]
         page.heading(str(place))
-        head = (*TABLE_HEAD, f"McNemar vs {config.baseline}") if config.baseline else TABLE_HEAD
+        head = (*TABLE_HEAD, f"McNemar vs {config.compared_with}") if config.compared_with else TABLE_HEAD
         page.table(head, [_detail(config, row, record) for row in here])
         for row in here:
             add_films(page, row.cell, row.results, config.out)
@@ -234,7 +240,7 @@ def _lead(config: EvaluateConfig, rows: Sequence[Row]) -> str:
 
 def _detail(config: EvaluateConfig, row: Row, record: Mapping[str, Any]) -> list[str]:
     cells = table_row(row.cell.agent, row.results)
-    if config.baseline is None:
+    if config.compared_with is None:
         return cells
     key = {**row.place._asdict(), "agent": row.cell.agent}
     own = next(cell for cell in record["cells"] if all(cell[name] == value for name, value in key.items()))
@@ -262,7 +268,8 @@ def success_grid(config: EvaluateConfig, rows: Sequence[Row]) -> tuple[list[str]
 
 def markdown(config: EvaluateConfig, record: Mapping[str, Any]) -> str:
     """The table for a README: one row per cell."""
-    head = "| task | object | lab | method | success | Wilson 95 % | final cm, median | s/action | failures | McNemar |"
+    test = "McNemar" if config.compared_with is None else f"McNemar vs {config.compared_with}"
+    head = f"| task | object | lab | method | success | Wilson 95 % | final cm, median | s/action | failures | {test} |"
     lines = [head, "|" + " --- |" * 10]
     for cell in record["cells"]:
         low, high = (round(100 * end) for end in cell["wilson_95"])
@@ -273,7 +280,7 @@ def markdown(config: EvaluateConfig, record: Mapping[str, Any]) -> str:
         values = [cell["task"], cell["object"], cell["lab"], cell["agent"], f"{wins}/{n}", f"{low}–{high} %"]
         values += ["–" if final is None else f"{100 * final:.1f}", "–" if seconds is None else f"{seconds:.3f}"]
         lines.append("| " + " | ".join([*values, failures or "none", mcnemar_text(cell["mcnemar"])]) + " |")
-    lines += ["", f"Model {config.model}, seeds {config.seeds}, commit {record['commit']}."]
+    lines += ["", f"Model {config.model}, seeds {config.seeds}, commit {told_commits(record)}."]
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ who takes less time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
@@ -25,9 +25,9 @@ from armworld.evaluation.effort import (
     effort_figure,
     parse_ladder,
 )
-from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json, write_text
+from armworld.evaluation.files import plain, write_bytes, write_json, write_text
 from armworld.evaluation.picture import figure_png
-from armworld.evaluation.records import TABLE_HEAD, parse_seeds, score, summary, table_row
+from armworld.evaluation.records import TABLE_HEAD, origin, parse_seeds, score, summary, table_row
 from armworld.evaluation.report import Page, provenance
 from armworld.evaluation.setup import make_cell, resolve, run_with_progress
 
@@ -127,9 +127,7 @@ def table3_record(config: EvaluateConfig, found: Sequence[Slot]) -> dict[str, An
             "methods": config.methods,
             "cells": cells,
             "places": places,
-            "config": asdict(config),
-            "commit": commit(),
-            "versions": versions(),
+            **origin(config, [result for slot in found for result in slot.point.results]),
         }
     )
 

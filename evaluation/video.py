@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,9 @@ class _Sheet:
         head = f"{self.title}   seed {self.result.seed}" if self.title else f"seed {self.result.seed}"
         draw.text((MARGIN, 12), head, font=_font(17, bold=True), fill=INK)
         x = MARGIN + draw.textlength(head, font=_font(17, bold=True)) + 20
-        told = f"step {index} of {last}   {100 * moment.distance:.1f} cm"
+        told = f"step {index} of {last}"
+        if math.isfinite(moment.distance):
+            told += f"   {100 * moment.distance:.1f} cm"
         draw.text((x, 14), told, font=_font(15), fill=INK)
         if index == last:
             colour = GOOD if self.result.success else BAD
@@ -155,23 +158,23 @@ def _action_text(action: np.ndarray) -> str:
 
 
 class _Chart:
-    """Distance (cm) and, for planners, energy over the steps; drawn once, revealed step by step."""
+    """Distance (cm) where it is measured and, for planners, energy over the steps; drawn once, revealed by steps."""
 
     LEFT, RIGHT, TOP, BOTTOM = 44, 48, 24, 24
 
     def __init__(self, size: tuple[int, int], moments: list[_Moment], threshold_m: float | None) -> None:
         self.size = size
-        self.distances = [100 * moment.distance for moment in moments]
+        self.steps = len(moments) - 1
+        self.distances = [(i, 100 * m.distance) for i, m in enumerate(moments) if math.isfinite(m.distance)]
         self.energies = [(i, m.energy) for i, m in enumerate(moments) if m.energy is not None]
         self.imagined = [(i, m.imagined) for i, m in enumerate(moments) if m.imagined is not None]
         self.threshold = None if threshold_m is None else 100 * threshold_m
-        self.top = max(*self.distances, 1.25 * (self.threshold or 0), 1e-6) * 1.08
+        self.top = max([*(value for _, value in self.distances), 1.25 * (self.threshold or 0), 1e-6]) * 1.08
         self.energy_top = max([value for _, value in self.energies], default=0.0) * 1.15 + 1e-12
         self.paper = self._paper()
 
     def _x(self, step: float) -> float:
-        span = max(len(self.distances) - 1, 1)
-        return SHARP * (self.LEFT + step / span * (self.size[0] - self.LEFT - self.RIGHT))
+        return SHARP * (self.LEFT + step / max(self.steps, 1) * (self.size[0] - self.LEFT - self.RIGHT))
 
     def _y(self, fraction: float) -> float:
         return SHARP * (self.size[1] - self.BOTTOM - fraction * (self.size[1] - self.TOP - self.BOTTOM))
@@ -180,18 +183,19 @@ class _Chart:
         paper = Image.new("RGB", (SHARP * self.size[0], SHARP * self.size[1]), PAPER)
         draw = ImageDraw.Draw(paper)
         small = _font(SHARP * 12)
-        right = self._x(len(self.distances) - 1 or 1)
-        for tick in _ticks(self.top):
+        right = self._x(self.steps or 1)
+        for tick in _ticks(self.top) if self.distances else []:
             y = self._y(tick / self.top)
             draw.line([(self._x(0), y), (right, y)], fill=GRID, width=SHARP)
             draw.text((self._x(0) - 8 * SHARP, y), f"{tick:g}", font=small, fill=MUTED, anchor="rm")
-        for step in _step_ticks(len(self.distances) - 1):
+        for step in _step_ticks(self.steps):
             draw.text((self._x(step), self._y(0) + 5 * SHARP), f"{step}", font=small, fill=MUTED, anchor="ma")
-        if self.threshold is not None:
+        if self.threshold is not None and self.distances:
             y = self._y(self.threshold / self.top)
             _dashed(draw, self._x(0), right, y)
             draw.text((right + 8 * SHARP, y), f"{self.threshold:g} cm", font=small, fill=GOOD, anchor="lm")
-        draw.text((self._x(0), 2 * SHARP), "distance to goal (cm)", font=small, fill=DISTANCE)
+        told = "distance to goal (cm)" if self.distances else "distance not measured"
+        draw.text((self._x(0), 2 * SHARP), told, font=small, fill=DISTANCE)
         if self.energies:
             label = "latent distance (line) and what the plan imagined (rings)"
             draw.text((self._x(0) + 170 * SHARP, 2 * SHARP), label, font=small, fill=ENERGY)
@@ -203,7 +207,7 @@ class _Chart:
         draw = ImageDraw.Draw(picture)
         energy = [(self._x(i), self._y(e / self.energy_top)) for i, e in self.energies if i <= index]
         rings = [(self._x(i), self._y(e / self.energy_top)) for i, e in self.imagined if i <= index]
-        distance = [(self._x(i), self._y(d / self.top)) for i, d in enumerate(self.distances[: index + 1])]
+        distance = [(self._x(i), self._y(d / self.top)) for i, d in self.distances if i <= index]
         for x, y in rings:
             _dot(draw, x, y, outline=ENERGY)
         for points, colour, width in ((energy, ENERGY, 2), (distance, DISTANCE, 3)):

@@ -24,10 +24,10 @@ class CEMConfig(PlannerConfig):
     """The cross-entropy method's settings; spreads are in units of the action bounds.
 
     Attributes:
-        samples: Candidates S in the first iteration.
+        samples: Candidates S per iteration; holding, the warm start, kept elites and the mean come on top.
         iterations: Iterations.
         elites: Best candidates K to which mean and spread are fitted.
-        decay: Each iteration has this factor fewer samples (1: all the same), never fewer than 2 * elites.
+        decay: Each iteration has this factor fewer samples (1: all the same), but not fewer than 2 * elites.
         position_std, gripper_std: Initial spread of positions (and yaw) and of the gripper.
         min_std: Floor of the spread.
         momentum_*: Share of the old mean and spread kept at each update, positions and gripper separately.
@@ -104,7 +104,7 @@ class CEM(Planner[CEMConfig]):
             kept, kept_cost = best[:, : c.keep_elites], cost[:, : c.keep_elites]
             mean = best.mean(1) * (1 - keep_mean) + mean * keep_mean
             std = torch.maximum(best.std(1) * (1 - keep_std) + std * keep_std, c.min_std * limits)
-            samples = max(2 * c.elites, int(samples * c.decay))
+            samples = min(samples, max(2 * c.elites, int(samples * c.decay)))
         if c.execute == "mean":
             mean = space.round_gripper(mean, c.round_gripper)
             return search.finish(mean, search.evaluate(mean[:, None])[:, 0], best)

@@ -21,10 +21,11 @@ class ICEMConfig(PlannerConfig):
     """iCEM's settings; spreads are in units of the action bounds.
 
     Attributes:
-        samples: Candidates in the first iteration.
+        samples: Candidates in the first iteration; holding, the warm start, kept elites and the last iteration's mean
+            come on top.
         iterations: Iterations.
         elites: Best candidates to which mean and spread are fitted.
-        decay: Divisor of the number of samples after each iteration; never fewer than 2 * elites.
+        decay: Divisor of the number of samples after each iteration, but not to fewer than 2 * elites.
         noise_exponent: Power spectrum f^-exponent of the noise along the horizon (0 white, 2 to 4 smooth).
         keep_fraction: Share of the elites that stay in the pool, within a call and between calls.
         momentum: Share of the old mean and spread kept at each update.
@@ -69,7 +70,7 @@ class ICEM(Planner[ICEMConfig]):
         for iteration in range(c.iterations):
             if iteration and search.out_of_time():
                 break
-            samples = max(2 * c.elites, round(c.samples / c.decay**iteration))
+            samples = min(c.samples, max(2 * c.elites, round(c.samples / c.decay**iteration)))
             noise = coloured(search.shape(samples), c.noise_exponent, generator).to(start)
             plans = space.clip(mean[:, None] + noise * std[:, None])
             if iteration == c.iterations - 1:

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from armworld.planners.gripper import with_gripper_understood
 from armworld.planners.objectives import AlignedL1, LatentGoal, Objective, needs_goal_state
-from armworld.planners.plans import GRIPPER, YAW, Plan, PlanningError, WarmStart, shift
+from armworld.planners.plans import GRIPPER, YAW, Plan, PlanningError, Statistics, WarmStart, shift
 from armworld.planners.sampling import Planner
 from armworld.types import Goal, Observation, check_name
 
 if TYPE_CHECKING:
     from armworld.worldmodel.model import WorldModel
+
+ARM_SHARE = 0.5  # of the time budget for the first of two searches
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class AgentConfig:
             closedness that the goal shows, at which the fingers touch the object without pressing.
         read_gripper: The goals' closedness is what their images mean (`planners.gripper`), not what was recorded with
             them: then nothing but images is known of the goal. Needs the aligned objective.
-        seconds_per_action: Time budget of one call of `act`; the search returns its best when it is spent. The
-            first iteration always runs. Results then depend on the machine's speed. None: no budget.
+        seconds_per_action: Time budget of one call of `act`; the search returns its best when it is spent. With
+            `gripper` "last" the arm's search ends at half of it: the other half is for the gripper's. The first
+            iteration of a search always runs. Results then depend on the machine's speed. None: no budget.
     """
 
     execute_steps: int = 1
@@ -96,8 +99,8 @@ class StepRecord:
         hold: The planner chose to hold still, or the agent rests.
         energy: mean |z - z_goal| of the present frame, before acting.
         cost: Energy that the plan expects to reach (the objective's unit).
-        evaluated, nonfinite: Candidate rollouts, and how many of them had no finite energy.
-        stopped_early: The time budget ended the search.
+        evaluated, nonfinite: Candidate rollouts of all its searches, and how many of them had no finite energy.
+        stopped_early: The time budget ended a search.
         encode_seconds, plan_seconds: Wall-clock time.
     """
 
@@ -173,6 +176,7 @@ class PlanningAgent:
         self._resting = False
         self._queue: deque[np.ndarray] = deque()
         self._frames: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.config.context)
+        self._searches: list[Statistics] = []
         self.last_plan = self.last_step = None
         self.history = []
 
@@ -185,23 +189,25 @@ class PlanningAgent:
         """
         if not self._goals:
             raise ValueError("PlanningAgent.act needs a goal first: call reset(goal)")
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         self._frames.append((self._encode(observation), self._state(observation)))
         energy = self._advance()
         encoded = time.perf_counter()
         self._resting = self._should_rest()
         planned = not self._queue and not self._resting
         if planned:
-            self._plan(started)
+            self._plan()
         action = np.zeros(7, np.float32) if self._resting else self._queue.popleft()
         self._steps_here += 1
-        self._record(planned, energy, encoded - started, time.perf_counter() - encoded)
+        self._record(planned, energy, encoded - self._started, time.perf_counter() - encoded)
         return action
 
-    def _plan(self, started: float) -> None:
-        plan = self._search(self._arm_planner or self.planner, started)
+    def _plan(self) -> None:
+        self._searches = []
+        share = 1.0 if self._arm_planner is None else ARM_SHARE
+        plan = self._search(self._arm_planner or self.planner, share)
         if self._arm_planner is not None and self._is_small(plan):
-            joint = self._search(self.planner, started)
+            joint = self._search(self.planner)
             if float(joint.cost[0]) < (1 - self.config.gripper_margin) * float(plan.cost[0]):
                 plan = joint
         self.last_plan = plan
@@ -221,10 +227,10 @@ class PlanningAgent:
         far = torch.linalg.vector_norm(step[:, :3], dim=-1) >= self.config.arrived_m
         return not bool((far | (step[:, YAW].abs() >= self.config.arrived_rad)).any())
 
-    def _search(self, planner: Planner, started: float) -> Plan:
+    def _search(self, planner: Planner, share: float = 1.0) -> Plan:
+        """A plan from the present frames; the search ends when this share of the time budget is spent."""
         z, state = (torch.cat(parts, 1) for parts in zip(*self._frames, strict=True))
-        budget = self.config.seconds_per_action
-        return planner.plan(
+        plan = planner.plan(
             self.model,
             self.objective,
             z,
@@ -232,8 +238,15 @@ class PlanningAgent:
             self._goals[self._subgoal],
             generator=self.generator,
             warm_start=self._warm_start(),
-            should_stop=None if budget is None else lambda: time.perf_counter() - started > budget,
+            should_stop=lambda: self._out_of_time(share),
         )
+        self._searches.append(plan.statistics)
+        return plan
+
+    def _out_of_time(self, share: float = 1.0) -> bool:
+        """Whether this share of the time budget of the present call of `act` is spent."""
+        budget = self.config.seconds_per_action
+        return budget is not None and time.perf_counter() - self._started > share * budget
 
     def _warm_start(self) -> WarmStart | None:
         if self.last_plan is None:
@@ -314,7 +327,7 @@ class PlanningAgent:
     def _record(self, planned: bool, energy: float, encode_seconds: float, plan_seconds: float) -> None:
         plan = None if self._resting else self.last_plan
         assert self._resting or plan is not None, "an action came from no plan"
-        statistics = plan.statistics if plan is not None and planned else None
+        searches = self._searches if planned else []
         self.last_step = StepRecord(
             subgoal=self._subgoal,
             image=self._shown(),
@@ -322,9 +335,9 @@ class PlanningAgent:
             hold=plan is None or bool(plan.hold[0]),
             energy=energy,
             cost=energy if plan is None else float(plan.cost[0]),
-            evaluated=statistics.evaluated if statistics else 0,
-            nonfinite=statistics.nonfinite if statistics else 0,
-            stopped_early=statistics is not None and statistics.stopped_early,
+            evaluated=sum(search.evaluated for search in searches),
+            nonfinite=sum(search.nonfinite for search in searches),
+            stopped_early=any(search.stopped_early for search in searches),
             encode_seconds=encode_seconds,
             plan_seconds=plan_seconds,
         )

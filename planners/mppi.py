@@ -19,18 +19,19 @@ from armworld.types import check_name
 
 
 def mppi_weights(cost: Tensor, temperature: float, relative: bool = False) -> Tensor:
-    """Weights [B, S], summing to 1 over S, of costs [B, S]; infinite costs weigh 0.
+    """Weights [B, S], summing to 1 over S, of costs [B, S]; infinite costs weigh 0 (all the same where all are).
 
     With `relative` the temperature is in units of the finite costs' (population) standard deviation.
     """
     finite = cost.isfinite()
     excess = torch.where(finite, cost - cost.amin(1, keepdim=True), 0)
     if relative:
-        count = finite.sum(1, keepdim=True)
+        count = finite.sum(1, keepdim=True).clamp_min(1)
         mean = excess.sum(1, keepdim=True) / count
         variance = torch.where(finite, (excess - mean) ** 2, 0).sum(1, keepdim=True) / count
         excess = excess / variance.sqrt().clamp_min(1e-12)
-    return torch.softmax(torch.where(finite, -excess / temperature, -torch.inf), 1)
+    weighed = finite | ~finite.any(1, keepdim=True)
+    return torch.softmax(torch.where(weighed, -excess / temperature, -torch.inf), 1)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class ActionSpace:
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration's costs (mean over episodes) and, if recorded, its candidates for drawing."""
+    """One iteration's costs (mean over the episodes that have a finite one) and, if recorded, its candidates."""
 
     samples: int  # per episode
     best: float  # lowest cost of this iteration
@@ -132,6 +132,8 @@ class Plan:
         actions: [B, H, 7], inside the bounds, in the units and frame of the state.
         cost: [B], energy of `actions`.
         hold: bool [B], True where the plan is to hold still.
+        lost: bool [B], True where no candidate had a finite energy: such an episode's plan is to hold still, its cost
+            is infinite, and it is for the caller to end it.
         statistics: Statistics per iteration.
         elites: [B, K, H, 7], best first, for the next call's warm start, or None.
     """
@@ -139,6 +141,7 @@ class Plan:
     actions: Tensor
     cost: Tensor
     hold: Tensor
+    lost: Tensor
     statistics: Statistics
     elites: Tensor | None = None
 

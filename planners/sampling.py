@@ -5,7 +5,8 @@ A planner is pure: all randomness comes from the generator passed to `plan`, and
 the next call may reuse travels in a `WarmStart`.
 
 NaN and infinite energies count as +inf: such a candidate is never chosen, and `Statistics.nonfinite` counts them.
-When an episode has no finite candidate at all, `PlanningError` is raised: nothing is ever planned on NaN.
+An episode without a finite candidate is lost (`Plan.lost`): it holds still, and the others of the batch get their
+plans. Where all are lost, `PlanningError` is raised: nothing is ever planned on NaN.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class Search:
         plans = [torch.zeros_like(start)[:, None]] if self.config.hold_candidate else []
         if bool(start.any()):
             plans.append(start[:, None])
-        if elites is not None:
+        if elites is not None and elites.shape[1]:
             plans.append(elites)
         if not plans:
             return start[:, None][:, :0], start[:, :0, 0]
@@ -179,9 +180,9 @@ class Search:
         self._iterations.append(
             Iteration(
                 samples=cost.shape[1],
-                best=float(low.mean()),
-                mean=float(cost[finite].mean()) if bool(finite.any()) else float("inf"),
-                best_so_far=float(self.best_cost.mean()),
+                best=_finite_mean(low),
+                mean=_finite_mean(cost),
+                best_so_far=_finite_mean(self.best_cost),
                 nonfinite=nonfinite,
                 actions=self.space.expand(plans).cpu() if record else None,
                 cost=cost.cpu() if record else None,
@@ -192,12 +193,13 @@ class Search:
     def finish(self, plans: Tensor, cost: Tensor, elites: Tensor | None = None) -> Plan:
         """The result: plans [B,H,P] with cost [B], or holding still where that is as good but for `hold_margin`.
 
-        Where `cost` is not finite, the best plan seen takes its place; a PlanningError where there is none.
+        Where `cost` is not finite, the best plan seen takes its place; where there is none, holding still at infinite
+        cost. A PlanningError where that is so in every episode.
         """
-        lost = (~self.best_cost.isfinite()).nonzero().flatten().tolist()
-        if lost:
+        lost = ~self.best_cost.isfinite()
+        if bool(lost.all()):
             raise PlanningError(
-                f"no finite energy among {self._evaluated // self.batch} candidates (episodes {lost} of the batch): "
+                f"no finite energy among {self._evaluated // self.batch} candidates: "
                 "the world model or the objective returned NaN or infinity"
             )
         finite = cost.isfinite()
@@ -212,7 +214,7 @@ class Search:
             tuple(self._iterations), self._evaluated, self._nonfinite, self.hold_cost, self.stopped_early
         )
         kept = None if elites is None else self._steps(elites)
-        return Plan(self._steps(plans), cost, hold, statistics, kept)
+        return Plan(self._steps(plans), cost, hold, lost, statistics, kept)
 
     def _steps(self, plans: Tensor) -> Tensor:
         """Actions of every step [..., H * repeat, 7] of plans [..., H, P]."""
@@ -268,7 +270,7 @@ class Planner(ABC, Generic[Config]):
             should_stop: Asked between iterations; True returns the best found so far.
 
         Raises:
-            PlanningError: No candidate has a finite energy.
+            PlanningError: No candidate has a finite energy, in any episode.
             ValueError: Shapes that do not fit.
         """
         search = Search(model, objective, z, state, goal, self.config, should_stop)
@@ -290,6 +292,12 @@ class Planner(ABC, Generic[Config]):
         if actions.shape != expected:
             raise ValueError(f"warm start must be [B, H * repeat, 7] = {expected}, got {tuple(actions.shape)}")
         return self.config.space.clip(self.config.space.compress(actions[:, :: self.config.repeat].to(like)))
+
+
+def _finite_mean(x: Tensor) -> float:
+    """Mean over the finite entries; infinity where there is none."""
+    finite = x.isfinite()
+    return float(x[finite].mean()) if bool(finite.any()) else float("inf")
 
 
 def _usable(x: Tensor) -> Tensor:

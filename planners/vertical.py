@@ -93,6 +93,7 @@ class VerticalAgent(PlanningAgent):
         self._tries = self.vertical.retries
         self._sent: np.ndarray | None = None
         self._scores: dict[float, float] = {}
+        self._imagined: dict[float, float] = {}  # depths of the present stage that have a score already
         self.depths = []
 
     def act(self, observation: Observation) -> np.ndarray:
@@ -112,10 +113,15 @@ class VerticalAgent(PlanningAgent):
         self._before = self._frames[-1][1][0, 0, :3]
         energy = super()._advance()
         if self._subgoal in self._undecided:
-            self._undecided.discard(self._subgoal)
-            self._closing = self._subgoal
             self._choose_depth()
         return energy
+
+    def _pursue(self, subgoal: int) -> None:
+        super()._pursue(subgoal)
+        self._imagined = {}
+
+    def _should_rest(self) -> bool:
+        return self._subgoal in self._undecided or super()._should_rest()
 
     def _shown(self) -> int:
         return self._images[self._subgoal]
@@ -203,18 +209,35 @@ class VerticalAgent(PlanningAgent):
         return replace(at_closedness(goal, closedness), hand=hand)
 
     def _choose_depth(self) -> None:
-        """Send the present stage as far below the goal's hand as imagination says that the object is."""
+        """Send the present stage as far below the goal's hand as imagination says that the object is.
+
+        With a time budget the depths are imagined one by one. Where it is spent before the last, the hand holds still,
+        and the next call goes on; every call imagines one at least.
+        """
         hand, depths = self._place, (0.0, *self.vertical.depths)
-        scores = self._imagined_scores(self._goals[self._subgoal + 1], hand, depths)
-        if not bool(scores.isfinite().all()):
-            raise PlanningError(f"the energies of imagined grasps are not finite: {scores.tolist()}")
-        self._scores = dict(zip(depths, scores.tolist(), strict=True))
+        at_once = len(depths) if self.config.seconds_per_action is None else 1
+        self._steps_here = 0  # holding still for want of time is no step of the stage
+        while left := [depth for depth in depths if depth not in self._imagined]:
+            self._imagine(hand, tuple(left[:at_once]))
+            if len(left) > at_once and self._out_of_time():
+                return
+        self._scores, self._imagined = self._imagined, {}
+        self._undecided.discard(self._subgoal)
+        self._closing = self._subgoal
+        scores = torch.tensor([self._scores[depth] for depth in depths])
         best = int(scores.argmin())
         gain = float(scores[0] - scores[best])
         found = best > 0 and gain > self.vertical.margin * abs(float(scores[0]))
         depth = depths[best] + self.vertical.bite if found else 0.0
         self.depths.append(depth)
         self._put(self._stage(self._goals[self._subgoal], hand, -depth, float(hand[0, 5])))
+
+    def _imagine(self, hand: Tensor, depths: tuple[float, ...]) -> None:
+        """Score these depths below `hand` [1, 6]."""
+        scores = self._imagined_scores(self._goals[self._subgoal + 1], hand, depths)
+        if not bool(scores.isfinite().all()):
+            raise PlanningError(f"the energies of imagined grasps are not finite: {scores.tolist()}")
+        self._imagined |= dict(zip(depths, scores.tolist(), strict=True))
 
     def _imagined_scores(self, goal: LatentGoal, hand: Tensor, depths: tuple[float, ...]) -> Tensor:
         """For each depth [K]: E + (E - E_open), lower is better, of the last imagined frame against the goal's image.
@@ -239,7 +262,8 @@ class VerticalAgent(PlanningAgent):
         """Actions [1, K, H, 7] from a hand read at `here` [6]: below `hand` [6] by each depth, close, up to `hand`."""
         way = hand[:3] - here[:3]
         turn = torch.atan2(hand[4], hand[3]) - torch.atan2(here[4], here[3])
-        steps = max(1, math.ceil((abs(float(way[2])) + max(depths)) / self.planner.config.space.max_position))
+        deepest = max(0.0, *self.vertical.depths, *depths)  # of all, so that scores of separate calls compare
+        steps = max(1, math.ceil((abs(float(way[2])) + deepest) / self.planner.config.space.max_position))
         actions = torch.zeros(1, len(depths), 2 * steps + 1, 7, device=self.device)
         for k, depth in enumerate(depths):
             actions[0, k, :steps, :3] = way / steps

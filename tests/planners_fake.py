@@ -1,4 +1,4 @@
-"""Worlds and energies whose optimum is known, for the planners' tests.
+"""Worlds and energies whose optimum is known, and small searches in them, for the planners' tests.
 
 The latent is a point [1, 4] in units of the bounds (0.1 m per axis, 0.75 closedness); actions move it.
 """
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from armworld.planners.objectives import LatentGoal
+from armworld.planners.plans import Plan
+from armworld.planners.registry import make_planner
 from armworld.types import Goal, Observation
 from armworld.worldmodel.model import Rollout
 
@@ -59,3 +61,34 @@ def observation(point: np.ndarray, camera: str = "left") -> Observation:
 def goal_at(*points: list[float], budgets: tuple[int, ...] | None = None) -> Goal:
     """A goal of one sub-goal per point, in units of the bounds."""
     return Goal(tuple(observation(np.array(p)) for p in points), budgets or (5,) * len(points))
+
+
+SMALL = {
+    "cem": {"samples": 24, "iterations": 3},
+    "cem_published": {"samples": 24, "iterations": 3},
+    "cem_adam": {"samples": 24, "refine": {"steps": 4}},
+    "icem": {"samples": 24, "iterations": 3},
+    "mppi": {"samples": 24, "iterations": 3},
+    "gradient": {"samples": 6, "adam": {"steps": 4}},
+    "random": {"samples": 24},
+}
+NAMES = list(SMALL)
+
+
+def run(
+    name: str, target: list[float], *, seed: int = 0, batch: int = 2, model=None, objective=None, **changes
+) -> Plan:
+    """Plan towards a point given in units of the bounds."""
+    warm_start = changes.pop("warm_start_from", None)
+    should_stop = changes.pop("should_stop", None)
+    planner = make_planner(name, **{"space": {"max_position": 0.1}, **SMALL[name], **changes})
+    return planner.plan(
+        model or PointWorld(),
+        objective or Quadratic(),
+        torch.zeros(batch, 1, 1, 4),
+        torch.zeros(batch, 1, 7),
+        LatentGoal(torch.tensor(target).expand(batch, 1, 4)),
+        generator=torch.Generator().manual_seed(seed),
+        warm_start=warm_start,
+        should_stop=should_stop,
+    )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from armworld.evaluation.landscape import LandscapeConfig, Step, energy_planes, 
 from armworld.evaluation.probing import fit_axes, fit_probe, latent_and_true_distances, ranking, spearman
 from armworld.evaluation.samples import JOGS, Samples, Travel
 from armworld.worldmodel.model import Rollout
+
+sys.path.insert(0, str(Path(__file__).parent))
+from evaluation_fake import save_debug_model
 
 
 class LinearWorld:
@@ -213,17 +217,7 @@ def test_landscape_data_is_checked(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def debug_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from armworld.worldmodel.ac_predictor import ACPredictor
-    from armworld.worldmodel.checkpoint import save_world_model
-    from armworld.worldmodel.encoder import Encoder
-    from armworld.worldmodel.model import WorldModelConfig
-    from armworld.worldmodel.sizes import ACPredictorConfig, encoder_config
-
-    torch.manual_seed(0)
-    encoder = Encoder(encoder_config("debug", image_size=(64, 64)))
-    sizes = ACPredictorConfig(features=encoder.config.width, width=48, depth=1, heads=2, image_size=(64, 64))
-    folder = tmp_path_factory.mktemp("model")
-    return str(save_world_model(folder, encoder, ACPredictor(sizes), WorldModelConfig(image_size=(64, 64))))
+    return save_debug_model(tmp_path_factory.mktemp("model"))
 
 
 def test_doctor_and_landscape_through_the_simulator(tmp_path: Path, debug_model: str) -> None:
@@ -254,6 +248,8 @@ def test_doctor_and_landscape_through_the_simulator(tmp_path: Path, debug_model:
         DoctorConfig(debug_model, agent="gradient")
     with pytest.raises(ValueError, match="episodes >= 4"):
         DoctorConfig(debug_model, episodes=3)
+    with pytest.raises(ValueError, match="episodes >= 4"):  # the planner's settings are options beside it
+        DoctorConfig(debug_model, episodes=3, samples=48, iterations=3, objective="final")
     with pytest.raises(ValueError, match=r"stills >= 16, got 16\.0, 6 and 4"):
         DoctorConfig(debug_model, stills=4)
 

@@ -22,6 +22,9 @@ from armworld.evaluation.agents import AGENTS, Entry  # noqa: E402
 from armworld.evaluation.cells import Cell, env_id_of, open_env, run_cells, run_episodes  # noqa: E402
 from armworld.evaluation.episodes import EpisodeResult, reason_counts, run_episode  # noqa: E402
 from armworld.evaluation.files import plain, read_json, write_json  # noqa: E402
+from armworld.evaluation.picture import figure_png, summary_figure  # noqa: E402
+from armworld.evaluation.records import commits_of, summary  # noqa: E402
+from armworld.evaluation.video import read_mp4  # noqa: E402
 
 
 @pytest.fixture
@@ -65,6 +68,55 @@ def test_a_model_that_reads_the_cameras_place_is_told_that_of_its_episode(tmp_pa
     assert told == [result.draws["target"] for result in results]
 
 
+def test_a_seed_without_a_start_fails_alone(tmp_path, monkeypatch) -> None:
+    """Also where the model is told its camera's place before the episode, and where the episode was to be filmed."""
+    model = SimpleNamespace(config=SimpleNamespace(extrinsics=(0.0,) * 6), step_seconds=0.25)
+    entry = Entry(lambda env, model, seed, settings: fake.Walk(seed), True, "for tests", lambda name: model)
+    monkeypatch.setitem(AGENTS, "told", entry)
+    monkeypatch.setattr("armworld.evaluation.cells.model_identity", lambda name: {"name": name})
+    for agent in ("told", "walk"):
+        cell = Cell(fake.NO_START, {}, agent, tmp_path / agent, "somewhere", film=frozenset({6}))
+        results = run_episodes(cell, [5, 6, 7])
+        assert [result.success for result in results] == [True, False, True]
+        assert results[1].reason == "environment_failed: RuntimeError: no feasible start in 200 draws"
+        stamp = cell.episode_file(6).stat().st_mtime_ns
+        assert run_episodes(cell, [5, 6, 7]) == results and cell.episode_file(6).stat().st_mtime_ns == stamp
+
+
+def test_episodes_remember_the_commit_that_ran_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("armworld.evaluation.cells.commit", lambda: "first")
+    run_episodes(cell(tmp_path), [1, 2])
+    record = read_json(tmp_path / "episodes" / "1.json")
+    del record["commit"], record["off_m"], record["off_rad"]  # as it was written before these were kept
+    write_json(tmp_path / "episodes" / "1.json", record)
+    monkeypatch.setattr("armworld.evaluation.cells.commit", lambda: "second")
+    results = run_episodes(cell(tmp_path), [1, 2, 3])
+    assert [result.commit for result in results] == ["unknown", "first", "second"] and results[0].off_m is None
+    assert commits_of(results) == ["first", "second", "unknown"]
+
+
+def test_how_far_the_arm_was_from_where_it_was_sent(env) -> None:
+    """A point goes where it is sent; behind the wall it does not, by at most what is asked for."""
+    free = run_episode(env, fake.Walk(1), 3)
+    assert free.off_m == pytest.approx(0, abs=1e-6) and free.off_rad == pytest.approx(0, abs=1e-6)
+    walled = open_env(fake.WALLED, {})
+    held_up = run_episode(walled, Scripted(lambda i, o, t: np.array([0.09, 0, 0, 0, 0, 0, 0])), 3)
+    assert held_up.off_m == pytest.approx(0.09, abs=0.001) and held_up.off_rad == pytest.approx(0, abs=1e-6)
+
+
+def test_distances_that_are_not_measured_are_none(tmp_path) -> None:
+    """Fresh and read again, in pictures and in films."""
+    unmeasured = Cell(fake.UNMEASURED, {"max_steps": 3}, "walk", tmp_path, film=frozenset({1}), threshold_m=0.04)
+    (fresh,) = run_episodes(unmeasured, [1])
+    (stored,) = run_episodes(unmeasured, [1])
+    assert fresh == stored and fresh.distances_m == (None,) * 4 and fresh.final_distance_m is None
+    assert fresh.reason == "missed" and summary([fresh])["final_distance_mean_m"] is None
+    assert len(read_mp4(unmeasured.video_file(1))) == 4 + 8
+    partly = replace(fresh, distances_m=(None, 0.3, None, 0.1), final_distance_m=0.1)
+    for results in ([stored], [partly], [partly, stored]):
+        assert figure_png(summary_figure({"walk": results}), dpi=40)[:4] == b"\x89PNG"
+
+
 def test_too_little_memory_is_the_set_ups_fault_and_no_episodes(env) -> None:
     def act(i, o, t):
         try:
@@ -79,7 +131,8 @@ def test_too_little_memory_is_the_set_ups_fault_and_no_episodes(env) -> None:
 def test_success_needs_the_end_and_the_dwell(env) -> None:
     result = run_episode(env, Scripted(lambda i, o, t: to_goal(o, t)), 3)
     assert result.success and result.reason == "success" and result.steps == 8
-    assert len(result.distances_m) == 9 and result.final_distance_m == result.distances_m[-1] < 1e-6
+    assert len(result.distances_m) == 9 and result.final_distance_m == result.distances_m[-1]
+    assert result.final_distance_m == pytest.approx(0, abs=1e-6)
     assert result.solved_steps == tuple(range(1, 9))
     assert result.seconds_per_action >= 0 and result.draws["target"]
 

@@ -44,7 +44,7 @@ def run(out: Path, **changes):
 def test_plan_writes_everything(tmp_path: Path) -> None:
     record, printed = run(tmp_path)
     stored = json.loads((tmp_path / "results.json").read_text())
-    assert set(stored) == KEYS | {"baselines", "summary", "config", "commit", "versions"}
+    assert set(stored) == KEYS | {"baselines", "summary", "config", "commit", "commits", "versions"}
     assert all(set(episode) == EPISODE_KEYS for episode in stored["episodes"])
     assert [e["seed"] for e in stored["episodes"]] == [2_000_000, 2_000_001, 2_000_002]
     assert stored["success_rate"] == record["success_rate"] == 1.0 and stored["model"] is None
@@ -70,6 +70,17 @@ def test_a_rerun_reuses_and_extends(tmp_path: Path) -> None:
     assert second["episodes"][0] == first["episodes"][0] and second["episodes"][2] == first["episodes"][2]
     assert len(second["episodes"]) == 4
     assert (tmp_path / "cells" / "walk" / "videos" / "2000001.mp4").exists()
+
+
+def test_a_run_that_went_on_after_a_change_names_both_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("armworld.evaluation.cells.commit", lambda: "abc")
+    run(tmp_path)
+    monkeypatch.setattr("armworld.evaluation.cells.commit", lambda: "def")
+    monkeypatch.setattr("armworld.evaluation.records.commit", lambda: "def")
+    record, _ = run(tmp_path, episodes=4)
+    assert record["commit"] == "def" and record["commits"] == ["abc", "def"]
+    assert record["baselines"]["broken"]["commits"] == ["abc", "def"]
+    assert "def; its episodes were run at abc, def" in (tmp_path / "index.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from rich.console import Console
 from torch import Tensor
 
 from armworld.evaluation.files import read_json
-from armworld.evaluation.jogging import Jogs, Reading, jog, judge, read_jogs
+from armworld.evaluation.jogging import Jogs, Reading, infer_moves, jog, judge, read_jogs
 from armworld.evaluation.picture import figure_png
 from armworld.evaluation.preflight import PreflightConfig, preflight
 from armworld.evaluation.preflight_page import Live, preflight_figure
-from armworld.planners.turning import turn_actions
+from armworld.planners.plans import PlanningError
+from armworld.planners.turning import Moves, turn_actions
 from armworld.pose import apply_action
 from armworld.types import Observation
 from armworld.worldmodel.model import Rollout
@@ -53,6 +54,19 @@ class TurnedPoint:
 def findings(turn_deg: float) -> dict[str, Any]:
     arm = Arm()
     return read_jogs(TurnedPoint(turn_deg), jog(arm.look, arm.move, "left"))
+
+
+def test_a_move_that_cannot_be_imagined_is_named() -> None:
+    class Spoilt(TurnedPoint):
+        def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+            imagined = super().rollout(z, state, actions)
+            return Rollout(imagined.z * torch.tensor([1.0, torch.nan, 1.0]).view(3, 1, 1, 1, 1), imagined.state)
+
+    places = torch.zeros(3, 1, 3)
+    moves = Moves(places, torch.zeros(3, 7), torch.zeros(3, 7), places + 0.05)
+    np.testing.assert_allclose(infer_moves(TurnedPoint(0.0), moves, 0), 0.05, atol=0.01)
+    with pytest.raises(PlanningError, match=r"moves \[1\]: no candidate that the model imagined has a finite energy"):
+        infer_moves(Spoilt(0.0), moves, 0)
 
 
 def test_jogs_go_out_and_back_along_every_axis() -> None:

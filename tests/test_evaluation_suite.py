@@ -55,6 +55,48 @@ def test_evaluate_writes_every_cell(tmp_path: Path) -> None:
     assert page.count("data:video/mp4") == 4 and "planning failed" in page
 
 
+def test_planning_on_nan_fails_its_episodes_and_the_table_goes_on(tmp_path: Path) -> None:
+    """The model returns NaN and raises nothing."""
+    record = run(tmp_path, agents="plans_on_nan,plans,walk", objects="cup", baseline=None, videos=1)
+    lost, planned, walked = record["cells"]
+    assert all(episode["reason"].startswith("planning_failed: PlanningError: no finite energy among") for episode in
+               lost["episodes"]) and len(lost["episodes"]) == 4  # fmt: skip
+    assert lost["success_rate"] == 0 and planned["success_rate"] == walked["success_rate"] == 1
+    assert record["baseline"] == "plans_on_nan" and planned["mcnemar"]["only_first"] == 4
+
+
+def test_a_goal_out_of_reach_is_missed_by_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(suite.SUITES, "points", {fake.WALLED: ("cup",)})
+    record = run(tmp_path, agents="plans,walk", baseline=None, videos=0)
+    for cell in record["cells"]:
+        assert cell["success_rate"] == 0 and set(cell["summary"]["reasons"]) == {"missed"}
+        assert all(0.04 < episode["final_distance_m"] < 0.4 for episode in cell["episodes"])
+    assert "| plans | 0/4 |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("agents", "asked", "used"),
+    [
+        ("hold,random,cem,expert,icem", None, "cem"),
+        ("cem,icem", "icem", "icem"),
+        ("expert,hold", None, "expert"),
+        ("cem,icem", "none", None),
+        ("cem", None, None),
+    ],
+)
+def test_the_baseline_is_the_first_real_method_unless_told(agents: str, asked: str | None, used: str | None) -> None:
+    assert EvaluateConfig(agents=agents, baseline=asked).compared_with == used
+
+
+def test_a_table_compares_with_its_first_method(tmp_path: Path) -> None:
+    record = run(tmp_path, agents="hold,walk,broken", objects="cup", baseline=None, videos=0)
+    assert record["baseline"] == "walk" and record["cells"][1]["mcnemar"] is None
+    for other in (record["cells"][0], record["cells"][2]):
+        assert other["mcnemar"] == {"only_first": 0, "only_second": 4, "p_value": 0.125}
+    assert "| McNemar vs walk |" in (tmp_path / "table.md").read_text()
+    assert "McNemar vs walk" in (tmp_path / "index.html").read_text()
+
+
 def test_evaluate_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, agents="walk,interrupt", seeds="10-13", baseline=None, videos=0)

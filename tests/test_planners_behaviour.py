@@ -17,44 +17,14 @@ import armworld.planners.icem
 from armworld.planners import noise
 from armworld.planners.mppi import mppi_weights
 from armworld.planners.objectives import FinalL1, LatentGoal
-from armworld.planners.plans import ActionSpace, Plan, PlanningError, WarmStart, shift
+from armworld.planners.plans import ActionSpace, PlanningError, WarmStart, shift
 from armworld.planners.registry import PLANNERS, make_planner
 from armworld.planners.sampling import lowest
 from armworld.worldmodel.model import Rollout
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from planners_fake import LIMITS, PointWorld, Quadratic
-
-SMALL = {
-    "cem": {"samples": 24, "iterations": 3},
-    "cem_published": {"samples": 24, "iterations": 3},
-    "cem_adam": {"samples": 24, "refine": {"steps": 4}},
-    "icem": {"samples": 24, "iterations": 3},
-    "mppi": {"samples": 24, "iterations": 3},
-    "gradient": {"samples": 6, "adam": {"steps": 4}},
-    "random": {"samples": 24},
-}
-NAMES = list(SMALL)
-
-
-def run(
-    name: str, target: list[float], *, seed: int = 0, batch: int = 2, model=None, objective=None, **changes
-) -> Plan:
-    """Plan towards a point given in units of the bounds."""
-    warm_start = changes.pop("warm_start_from", None)
-    should_stop = changes.pop("should_stop", None)
-    planner = make_planner(name, **{"space": {"max_position": 0.1}, **SMALL[name], **changes})
-    return planner.plan(
-        model or PointWorld(),
-        objective or Quadratic(),
-        torch.zeros(batch, 1, 1, 4),
-        torch.zeros(batch, 1, 7),
-        LatentGoal(torch.tensor(target).expand(batch, 1, 4)),
-        generator=torch.Generator().manual_seed(seed),
-        warm_start=warm_start,
-        should_stop=should_stop,
-    )
+from planners_fake import LIMITS, NAMES, SMALL, PointWorld, Quadratic, run
 
 
 def test_every_planner_is_tested() -> None:
@@ -296,7 +266,8 @@ def test_relative_mppi_weights_ignore_the_energys_unit() -> None:
     expected = torch.softmax(-finite / (0.4 * finite.std(correction=0)), 1)
     torch.testing.assert_close(mppi_weights(cost, 0.4, relative=True)[:, :3], expected)
     torch.testing.assert_close(mppi_weights(1000 * cost, 0.4, True), mppi_weights(cost, 0.4, True))
-    assert mppi_weights(torch.full((1, 4), 2.0), 0.4, True).tolist() == [[0.25] * 4]
+    for same in (2.0, float("inf")):
+        assert mppi_weights(torch.full((1, 4), same), 0.4, True).tolist() == [[0.25] * 4]
 
 
 def test_lowest_replaces_infinite_candidates_by_the_best() -> None:

@@ -160,6 +160,44 @@ def test_a_time_budget_ends_the_search() -> None:
     assert agent.last_step.evaluated < 50 * 64
 
 
+class Counting(PointWorld):
+    """Counts candidates; every call of its `rollout` takes 10 ms by its own clock."""
+
+    def __init__(self) -> None:
+        self.candidates = self.milliseconds = 0
+
+    def perf_counter(self) -> float:
+        return 1e-3 * self.milliseconds
+
+    def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+        self.candidates += actions.shape[1]
+        self.milliseconds += 10
+        return super().rollout(z, state, actions)
+
+
+def test_the_candidates_of_both_searches_are_counted() -> None:
+    model = Counting()
+    agent = make_agent(model=model, config=AgentConfig(gripper="last"))
+    drive(agent, goal_at([0.0, 0.0, 0.0, 0.4]), 1)
+    assert agent.last_step is not None and agent.last_plan is not None
+    assert agent.last_step.evaluated == model.candidates > 1.9 * agent.last_plan.statistics.evaluated
+
+
+@pytest.mark.parametrize("budget", [0.2, 0.005])
+def test_two_searches_share_one_time_budget(monkeypatch: pytest.MonkeyPatch, budget: float) -> None:
+    """Half of 200 ms each, where both would take 510; of 5 ms, one iteration each and what is always tried."""
+    model = Counting()
+    monkeypatch.setattr("armworld.planners.mpc.time", model)
+    agent = make_agent(model=model, config=AgentConfig(gripper="last", seconds_per_action=budget), iterations=50)
+    agent.reset(goal_at([0.0, 0.0, 0.0, 0.4]))
+    action = agent.act(observation(np.zeros(4)))
+    assert agent.last_step is not None and agent.last_step.stopped_early
+    assert action[6] > 0.2 or budget < 0.2  # one iteration finds nothing better than holding
+    assert model.milliseconds <= max(1000 * budget + 10, 40)
+    searches = [len(search.iterations) for search in agent._searches]
+    assert min(searches) >= (9 if budget == 0.2 else 2) and len(searches) == 2
+
+
 def test_context_frames_reach_the_model() -> None:
     seen = []
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from armworld.planners.cem import CEM, CEMConfig
 from armworld.planners.objectives import FinalL1, LatentGoal, Objective
-from armworld.planners.plans import Plan
+from armworld.planners.plans import ActionSpace, Plan
 from armworld.planners.registry import make_planner
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -88,6 +89,47 @@ def test_finds_the_optimum_beyond_one_step(name: str) -> None:
     )
     end = plan.actions[0, :, [0, 1, 2, 6]].sum(0) / LIMITS
     assert torch.linalg.vector_norm(end - target[0, 0]) < 0.12
+
+
+GOALS_OF_A_BATCH = torch.tensor([[0.55, -0.4, 0.2, 0.6], [-0.7, 0.3, 0.1, -0.5], [0.0, 0.8, -0.6, 0.4]])
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_every_episode_of_a_batch_is_planned_to_its_own_goal(name: str) -> None:
+    """From starts of their own: what each has to move by is the difference."""
+    planner = make_planner(name, **{"space": SPACE, **BUDGETS[name]})
+    starts = torch.tensor([[0.0, 0.0, 0.0, 0.0], [5.0, 1.0, -2.0, 0.3], [-0.4, 0.1, 7.0, -1.0]])
+    plan = planner.plan(
+        PointWorld(),
+        Quadratic(),
+        starts[:, None, None],
+        torch.zeros(3, 1, 7),
+        LatentGoal((starts + GOALS_OF_A_BATCH)[:, None]),
+        generator=torch.Generator().manual_seed(3),
+    )
+    found = plan.actions[:, 0, [0, 1, 2, 6]] / LIMITS
+    error = torch.linalg.vector_norm(found - GOALS_OF_A_BATCH, dim=-1)
+    assert error.max() <= ERROR[name], error
+
+
+def test_with_the_same_noise_a_batch_is_planned_as_its_episodes_alone() -> None:
+    noise = torch.randn(4, 64, 1, 4, generator=torch.Generator().manual_seed(0))
+
+    def plan(goals: torch.Tensor) -> Plan:
+        planner = CEM(
+            CEMConfig(iterations=4, space=ActionSpace(max_position=0.1)),
+            noise=lambda iteration, shape, _: noise[iteration].expand(shape),
+        )
+        z, state = torch.zeros(len(goals), 1, 1, 4), torch.zeros(len(goals), 1, 7)
+        return planner.plan(
+            PointWorld(), Quadratic(), z, state, LatentGoal(goals[:, None]), generator=torch.Generator()
+        )
+
+    together = plan(GOALS_OF_A_BATCH)
+    for index in range(3):
+        alone = plan(GOALS_OF_A_BATCH[index : index + 1])
+        torch.testing.assert_close(together.actions[index], alone.actions[0])
+        torch.testing.assert_close(together.cost[index], alone.cost[0])
 
 
 def test_adam_reaches_the_closed_form() -> None:

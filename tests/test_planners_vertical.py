@@ -80,7 +80,10 @@ def picture(hand: list[float], thing: list[float]) -> Observation:
 
 
 def make_agent(
-    vertical: VerticalConfig | None = None, model: OneObject | None = None, read_gripper: bool = False
+    vertical: VerticalConfig | None = None,
+    model: OneObject | None = None,
+    read_gripper: bool = False,
+    seconds_per_action: float | None = None,
 ) -> VerticalAgent:
     return VerticalAgent(
         model or OneObject(),  # type: ignore[arg-type]
@@ -96,6 +99,7 @@ def make_agent(
             patience=2.0,
             rest=True,
             read_gripper=read_gripper,
+            seconds_per_action=seconds_per_action,
         ),
         vertical=vertical,
     )
@@ -135,6 +139,33 @@ def test_a_lifted_object_is_fetched_from_where_it_stands() -> None:
     low = above[:, 2] < 0.9
     assert (np.abs(above[low][:, :2] - [3.0, 1.0]) < 0.35).all(), "it comes down slantwise"
     assert np.abs(frames[:closing, 1, :3] - [3.0, 1.0, 0.0]).max() == 0
+
+
+def test_depths_for_which_no_time_is_left_are_imagined_at_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every depth takes a second, and there is half of one: a depth per call, while the hand holds still."""
+
+    class Slow(OneObject):
+        seconds = 0.0
+
+        def perf_counter(self) -> float:
+            return self.seconds
+
+        def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+            if actions.shape[2] > 1:  # no search, which looks one step ahead; a depth is two candidates
+                self.seconds += actions.shape[1] / 2
+            return super().rollout(z, state, actions)
+
+    model = Slow()
+    monkeypatch.setattr("armworld.planners.mpc.time", model)
+    agent = make_agent(model=model, seconds_per_action=0.5)
+    frames = drive(agent, lifted(), [0.0, 0.0, 2.0, 0.0], [3.0, 1.0, 0.0], 32)
+    assert agent.depths == pytest.approx([0.12])  # as with time for all of them at once
+    np.testing.assert_allclose(frames[-1][1, :3], [3.0, 1.0, 1.0], atol=0.4)
+    taken = [record.encode_seconds + record.plan_seconds for record in agent.history]
+    slow = [step for step, seconds in enumerate(taken) if seconds]
+    assert [taken[step] for step in slow] == [1.0] * 7 and slow == list(range(slow[0], slow[0] + 7))
+    assert (frames[slow[0] : slow[6] + 1, 0] == frames[slow[0], 0]).all()  # it goes on at the seventh
+    assert [agent.history[step].planned for step in slow] == [False] * 6 + [True]
 
 
 def test_without_it_the_hand_stays_where_the_image_has_it() -> None:

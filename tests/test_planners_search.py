@@ -1,0 +1,65 @@
+"""What a search draws, and what becomes of episodes of a batch for which it finds nothing."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from armworld.planners.plans import WarmStart, shift
+from armworld.worldmodel.model import Rollout
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from planners_fake import NAMES, PointWorld, run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lost_episode_holds_and_the_others_get_their_plans(name: str) -> None:
+    """The model has NaN for the second of three episodes; the noise of the others is what it is without that."""
+
+    class Losing(PointWorld):
+        def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+            rollout = super().rollout(z, state, actions)
+            spoilt = torch.tensor([1.0, torch.nan, 1.0]).view(3, 1, 1, 1, 1)
+            return replace(rollout, z=rollout.z * spoilt)
+
+    target = [0.5, -0.2, 0.1, 0.3]
+    plan, whole = run(name, target, batch=3, model=Losing()), run(name, target, batch=3)
+    assert plan.lost.tolist() == [False, True, False] and not whole.lost.any()
+    torch.testing.assert_close(plan.actions[[0, 2]], whole.actions[[0, 2]])
+    torch.testing.assert_close(plan.cost[[0, 2]], whole.cost[[0, 2]])
+    assert (plan.actions[1] == 0).all() and bool(plan.hold[1]) and float(plan.cost[1]) == float("inf")
+    assert all(i.best < float("inf") for i in plan.statistics.iterations)
+    if plan.elites is not None:  # the next call goes on from there
+        again = run(name, target, batch=3, model=Losing(), warm_start_from=shift(plan, 1))
+        assert again.lost.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "samples"),
+    [
+        ("cem", {"samples": 8, "iterations": 3}, [1, 8, 9, 9]),  # holding first; later the mean, too
+        ("cem", {"samples": 32, "iterations": 4, "decay": 0.5}, [1, 32, 17, 13, 13]),
+        ("cem_published", {"samples": 12, "iterations": 3}, [12, 12, 12, 1]),  # its mean at the end
+        ("icem", {"samples": 8, "iterations": 3}, [1, 8, 8, 9]),
+        ("icem", {"samples": 20, "iterations": 3}, [1, 20, 16, 14]),
+    ],
+)
+def test_no_iteration_draws_more_samples_than_asked(name: str, settings: dict, samples: list[int]) -> None:
+    plan = run(name, [0.5, -0.2, 0.1, 0.3], **settings)
+    assert [iteration.samples for iteration in plan.statistics.iterations] == samples
+
+
+def test_nothing_to_anchor_at_is_no_error() -> None:
+    """Neither holding nor a warm start that moves, and of the old elites none is kept."""
+    warm = WarmStart(torch.zeros(2, 1, 7), torch.full((2, 3, 1, 7), 0.01))
+    for name, share in (("cem", "keep_elites"), ("icem", "keep_fraction")):
+        none: dict[str, Any] = {share: 0}
+        plan = run(name, [0.5, 0, 0, 0], warm_start_from=warm, hold_candidate=False, **none)
+        assert plan.cost.isfinite().all()
