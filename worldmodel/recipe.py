@@ -57,7 +57,7 @@ class RecipeConfig:
         sharpen_minutes: Second stage: all patches together tell the hand's depth, yaw and fingers.
         posttrain_minutes: Training time of the predictor.
         align_minutes: Training time of the readout that aligns the energy.
-        scale: Factor on the number of episodes; 1 is 4,400 episodes, 114,400 frames.
+        scale: Factor on the number of episodes; 1 is 4,400 episodes, 114,400 frames, and 153,400 of other views.
         workers: Processes that collect.
         control: Also train the same predictor over an untrained encoder of the same size.
         seed: Seed of both trainings; the data's seeds are fixed.
@@ -67,9 +67,9 @@ class RecipeConfig:
 
     out: Path
     pretrain_minutes: float = 26.0
-    sharpen_minutes: float = 25.0
-    posttrain_minutes: float = 65.0
-    align_minutes: float = 8.0
+    sharpen_minutes: float = 74.0
+    posttrain_minutes: float = 90.0
+    align_minutes: float = 15.0
     scale: float = 1.0
     workers: int = 2
     control: bool = False
