@@ -37,7 +37,7 @@ from armworld.baselines.demonstrations import (
 )
 from armworld.baselines.policy import SIZES, Batch, Policy, PolicyConfig, policy_config
 from armworld.datasets.clips import load_frames
-from armworld.datasets.store import Store, split_recordings
+from armworld.datasets.store import PRELOAD_SHARE, Store, split_recordings
 from armworld.types import check_name
 from armworld.worldmodel.checkpoint import save_parts
 from armworld.worldmodel.encoder import Encoder
@@ -137,17 +137,17 @@ class Sources:
     image_size: tuple[int, int]
 
 
-def open_sources(config: BCTrainConfig, device: torch.device) -> Sources:
-    """Pack frames or cache features, and split the episodes."""
+def open_sources(config: BCTrainConfig, device: torch.device, share: float = PRELOAD_SHARE) -> Sources:
+    """Pack frames or cache features, and split the episodes; features are kept in up to `share` of the memory."""
     encoder, size = None, (config.image_size, config.image_size)
     check_image_size(size)
     if config.encoder is None:
         stores: Sequence[Store] = [load_frames(root, config.camera, config.image_size) for root in config.data]
     else:
-        encoder = open_encoder(config.encoder, config.image_size, config.seed).to(device).eval()
+        encoder = open_encoder(config.encoder, config.image_size, config.seed)
         folder = config.cache or config.out / "features"
-        cache = open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype)
-        stores = [cache.preload()]
+        cache = open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype, device)
+        stores = [cache.preload(share)]
         size = encoder.config.image_size
     kept = [(store, choose_episodes(store, config.successes_only)) for store in stores]
     kept = [(store, numbers) for store, numbers in kept if len(numbers)]  # play alone has no successes
@@ -192,7 +192,7 @@ def train(config: BCTrainConfig) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device)
-    sources = processes.in_turn(lambda: open_sources(config, device))
+    sources = processes.in_turn(lambda: open_sources(config, device, PRELOAD_SHARE / processes.world_size))
     torch.manual_seed(config.seed)
     policy = Policy(network_config(config, sources)).to(device)
     average = copy.deepcopy(policy).requires_grad_(False)

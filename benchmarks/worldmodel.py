@@ -60,7 +60,9 @@ class Config:
     """What to measure.
 
     Attributes:
-        width, depth, heads: Of the predictor; the encoder has the same (by default the small size's width).
+        width, depth, heads: Of the predictor (by default the small size's width); in pretraining, of the encoder.
+        features: Width of the features that the predictor reads and imagines; by default its own width. The published
+            predictor has 1408, at a width of 1024.
         image_size: Pixels per side; a patch is 16 x 16.
         batch: Clips per training step.
         frames: Frames per clip in both trainings (8 at 4 fps in post-training as published).
@@ -77,6 +79,7 @@ class Config:
     width: int = 384
     depth: int = 6
     heads: int = 6
+    features: int | None = None
     image_size: int = 128
     batch: int = 8
     frames: int = 8
@@ -187,11 +190,11 @@ class Trainer:
 def posttrain_steps(config: Config) -> dict[str, Callable[[], Tensor]]:
     """Both implementations of the post-training step, over equal weights and the same clips."""
     torch.manual_seed(0)
-    size = (config.image_size, config.image_size)
-    shape = ACPredictorConfig(config.width, config.width, config.depth, config.heads, image_size=size)
+    size, features = (config.image_size, config.image_size), config.features or config.width
+    shape = ACPredictorConfig(features, config.width, config.depth, config.heads, image_size=size)
     predictor = ACPredictor(shape).to(config.device)
     patches = shape.grid[0] * shape.grid[1]
-    z = normalize(torch.randn(config.batch, config.frames, patches, config.width)).to(config.device)
+    z = normalize(torch.randn(config.batch, config.frames, patches, features)).to(config.device)
     states = torch.rand(config.batch, config.frames, 7).to(config.device)
     actions = 0.1 * torch.randn(config.batch, config.frames - 1, 7).to(config.device)
     ours, theirs = PredictionLoss(predictor, 2), copy.deepcopy(predictor)
@@ -222,8 +225,8 @@ def pretrain_steps(config: Config) -> dict[str, Callable[[], Tensor]]:
 
 def score_runs(config: Config, horizon: int) -> dict[str, Callable[[], Tensor]]:
     """Both implementations of scoring all candidates once; what they answer is the plan fitted to the best."""
-    model = build(PlanningConfig(width=config.width, depth=config.depth, heads=config.heads, device=config.device,
-                                 image_size=config.image_size))  # fmt: skip
+    model = build(PlanningConfig(width=config.width, depth=config.depth, heads=config.heads, features=config.features,
+                                 device=config.device, image_size=config.image_size))  # fmt: skip
     scene = make_scene(model, config.device)
     if config.dtype == "bfloat16":
         model.predictor.to(torch.bfloat16)
@@ -308,7 +311,8 @@ def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     found = measure(config)
     peak = found["peak"]["flop_per_second"] / 1e9
-    shape = f"{config.width} x {config.depth}, {config.image_size} px, {config.dtype}"
+    read = f" over {config.features}" if config.features else ""
+    shape = f"{config.width} x {config.depth}{read}, {config.image_size} px, {config.dtype}"
     title = f"{shape}, {config.samples} candidates; peak {peak:.0f} GFLOP/s"
     heads = ("", "plain /s", "ours /s", "ratio", "plain used", "ours used", "flop", "difference")
     table = Table(*heads, title=title)

@@ -17,7 +17,7 @@ import numpy as np
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.features import stride_for
 from armworld.datasets.packing import build_store
-from armworld.datasets.store import Store
+from armworld.datasets.store import WHOLE, Share, Store
 from armworld.datasets.trajectory import read_frames, read_trajectories, read_trajectory
 from armworld.pose import action_between
 
@@ -195,29 +195,25 @@ class FrameClips:
                 raise ValueError(f"no episode holds {frames} frames at the asked-for step")
         return self._starts[frames]
 
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray:
-        """Clips uint8 [B, T, H, W, 3] drawn uniformly, with replacement."""
-        return self.sample_with_states(generator, batch, frames)[0]
+    def sample(self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE) -> np.ndarray:
+        """Clips uint8 [B, T, H, W, 3] drawn uniformly, with replacement; of B = `batch` only `share` is read."""
+        return self.sample_with_states(generator, batch, frames, share)[0]
 
     def sample_with_states(
-        self, generator: np.random.Generator, batch: int, frames: int
+        self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE
     ) -> tuple[np.ndarray, np.ndarray]:
         """Clips uint8 [B, T, H, W, 3] and the robot's states float32 [B, T, 7]; the same draw as `sample`."""
         starts = self.starts(frames)
         offsets = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
-        drawn = generator.integers(0, offsets[-1], batch)
+        drawn = generator.integers(0, offsets[-1], batch)[share]
         owner = np.searchsorted(offsets, drawn, "right") - 1
-        states = np.empty((batch, frames, 7), np.float32)
-        clips = None
+        clips = np.empty((len(drawn), frames, *self.stores[0].item_shape), np.uint8)
+        states = np.empty((len(drawn), frames, 7), np.float32)
         for index in np.unique(owner):
             mine, store = owner == index, self.stores[index]
             first = starts[index][drawn[mine] - offsets[index]]
             rows = first[:, None] + self.strides[index] * np.arange(frames)
-            values = store.gather(rows)
-            if clips is None:
-                clips = np.empty((batch, *values.shape[1:]), np.uint8)
-            clips[mine], states[mine] = values, store.states[rows]
-        assert clips is not None
+            clips[mine], states[mine] = store.gather(rows), store.states[rows]
         return clips, states
 
     def content(self) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.packing import SHARD_FRAMES, Encode, build_store
-from armworld.datasets.store import Store
+from armworld.datasets.store import WHOLE, Share, Store
 from armworld.planners.turning import camera_azimuth, turn_states
 from armworld.worldmodel.encoder import Encoder
 
@@ -133,14 +133,19 @@ class FeatureClips:
                 raise ValueError(f"no episode of {self.cache.folder} holds {frames} frames {self.stride} rows apart")
         return self._starts[frames]
 
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(
+        self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Clips drawn uniformly, with replacement, of T = `frames` steps.
+
+        Args:
+            share: Of the batch that is drawn, what is read and answered.
 
         Returns:
             Features float16 [B, T, N, D], states float32 [B, T, 7] and the cameras' extrinsics float32 [B, T, 6] (base
             frame, whatever frame states are in).
         """
-        starts = generator.choice(self.starts(frames), batch)
+        starts = generator.choice(self.starts(frames), batch)[share]
         windows = self.cache.windows(starts, frames, self.stride)
         states, cameras = torch.from_numpy(windows.states), torch.from_numpy(windows.extrinsics)
         if self.camera_frame is not None:

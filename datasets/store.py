@@ -8,6 +8,7 @@ per frame, and `shard-*.npy` [rows, ...] of whole episodes. `packing.py` builds 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,10 @@ import numpy as np
 from armworld.evaluation.files import plain, read_json
 
 VERSION = 1
+PRELOAD_SHARE = 0.4  # of physical memory, for all processes of a training together
+
+Share = slice | np.ndarray  # what of a drawn batch is needed: a slice of it, or int64 numbers within it
+WHOLE = slice(None)
 
 
 class Windows(NamedTuple):
@@ -25,6 +30,14 @@ class Windows(NamedTuple):
     items: np.ndarray
     states: np.ndarray
     extrinsics: np.ndarray
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine, or what its container may use of them."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    bound = Path("/sys/fs/cgroup/memory.max")
+    text = bound.read_text().strip() if bound.is_file() else "max"
+    return installed if text == "max" else min(installed, int(text))
 
 
 def check_key(out: Path, key: Mapping[str, Any]) -> None:
@@ -86,17 +99,25 @@ class Store:
         """Bytes of all values."""
         return sum(shard.nbytes for shard in self._shards)
 
-    def preload(self) -> Store:
-        """Read all values into memory, as one array; answers the store itself."""
-        self._shards = [np.concatenate([np.asarray(shard) for shard in self._shards])]
-        self._starts = np.array([0, len(self)], np.int64)
+    def preload(self, share: float = PRELOAD_SHARE) -> Store:
+        """Read all values into memory, as one array; answers the store itself.
+
+        Where they would take more than `share` of physical memory they stay memory-mapped: what is drawn then comes
+        from the disk, or from the system's own cache of it, which all processes share.
+        """
+        if self.nbytes <= share * physical_memory():
+            self._join()
         return self
 
     def array(self) -> np.ndarray:
         """All values [F, ...]: memory-mapped where there is one shard, else read into memory."""
         if len(self._shards) > 1:
-            self.preload()
+            self._join()
         return self._shards[0]
+
+    def _join(self) -> None:
+        self._shards = [np.concatenate([np.asarray(shard) for shard in self._shards])]
+        self._starts = np.array([0, len(self)], np.int64)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Values [*rows.shape, ...] at any rows, in one fancy index per shard."""

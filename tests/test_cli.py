@@ -74,6 +74,44 @@ def test_an_interrupt_is_exit_code_130(monkeypatch, capsys):
     assert "what was done is kept" in capsys.readouterr().err
 
 
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."), "CUDA out of memory. What"),
+        (
+            RuntimeError("[... at a.cpp:1] . DefaultCPUAllocator: can't allocate memory: tried 8 bytes. Error code 12"),
+            "armworld: can't allocate memory: tried 8 bytes. What",
+        ),
+        (RuntimeError("CUDA error: out of memory"), "CUDA error: out of memory. What"),
+        (MemoryError("Unable to allocate 1.00 TiB for an array"), "1.00 TiB for an array. What was saved is kept"),
+    ],
+)
+def test_out_of_memory_is_one_line_that_says_what_to_do(monkeypatch, capsys, error, told):
+    def full(config):
+        raise error
+
+    monkeypatch.setattr("armworld.datasets.collect.collect", full)
+    assert call(monkeypatch, "collect", "--out", "x") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert told in line and all(advice in line for advice in ("--batch", "--dtype bfloat16", "--device cpu"))
+    monkeypatch.setenv("ARMWORLD_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        call(monkeypatch, "collect", "--out", "x")
+
+
+def test_a_programming_error_keeps_its_traceback(monkeypatch):
+    def broken(config):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("armworld.datasets.collect.collect", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        call(monkeypatch, "collect", "--out", "x")
+
+
 def test_a_reader_that_went_away_is_no_success():
     piped = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-m", "armworld", "--help"], stdout=piped, stderr=piped) as command:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from armworld.datasets.cache import CacheConfig, cache
 from armworld.datasets.droid import find_episodes, write_episode
@@ -101,6 +102,20 @@ def test_the_command_makes_what_training_opens(data: Path, tmp_path: Path, capsy
     assert np.corrcoef(opened.gather(np.arange(12)).ravel(), direct.ravel())[0, 1] > 0.98  # bfloat16 and video
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         cache(CacheConfig((data,), "random:debug", tmp_path / "c", workers=0))
+
+
+def test_an_encoder_is_on_the_device_while_it_encodes_and_no_longer(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[str] = []
+    encoder, device = open_encoder("random:debug", 64, 0), torch.device("cpu", 0)
+    monkeypatch.setattr(encoder, "to", lambda place: moves.append(f"to {place}") or encoder)
+    monkeypatch.setattr(encoder, "cpu", lambda: moves.append("back") or encoder)
+    open_features(encoder, [data], tmp_path, "left", None, "float32", device)
+    assert moves == ["to cpu:0"] * 2 + ["back"], "once per batch, which moves nothing after the first"
+    moves.clear()
+    open_features(encoder, [data], tmp_path, "left", None, "float32", device)
+    assert moves == ["back"], "nothing is left to encode"
 
 
 def test_weights_that_change_meanwhile_are_noticed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

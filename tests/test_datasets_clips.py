@@ -164,6 +164,21 @@ def test_features_equal_direct_encoding(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cache.array(), direct)
 
 
+def test_what_would_fill_the_memory_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path / "data", 3, rows=7)
+    small = build_feature_cache(tmp_path / "data", pooled, KEY, tmp_path / "out", shard_frames=7)
+    monkeypatch.setattr("armworld.datasets.store.physical_memory", lambda: 2 * small.nbytes)
+    large = FeatureCache(tmp_path / "out")
+    assert small.preload(0.5) is small and large.preload(0.49) is large
+    rows = np.random.default_rng(0).integers(0, 21, (6, 4))
+    np.testing.assert_array_equal(large.gather(rows), small.gather(rows))
+    np.testing.assert_array_equal(FeatureCache(tmp_path / "out").array(), small.array())
+    for path in (tmp_path / "out").glob("shard-*.npy"):
+        np.load(path, mmap_mode="r+")[:] = 0
+    assert small.gather(rows).any(), "read into memory before"
+    assert not large.gather(rows).any() and not large.array().any(), "read from the files"
+
+
 def test_feature_clips(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", 4, rows=7)
     cache = build_feature_cache(tmp_path / "data", pooled, KEY, tmp_path / "out", shard_frames=14)
@@ -172,6 +187,8 @@ def test_feature_clips(tmp_path: Path) -> None:
     clips = cache.clips(held_out)
     z, states, _ = clips.sample(np.random.default_rng(0), 16, 3)
     assert z.shape == (16, 3, 4, 3) and z.dtype == torch.float16 and states.shape == (16, 3, 7)
+    own = clips.sample(np.random.default_rng(0), 16, 3, slice(4, 8))
+    assert all(torch.equal(a, b[4:8]) for a, b in zip(own, clips.sample(np.random.default_rng(0), 16, 3), strict=True))
     rows = clips.starts(3)
     assert rows.min() >= cache.offsets[held_out[0]] and rows.max() + 2 < cache.offsets[held_out[0] + 1]
     windows = cache.windows(rows, 3)

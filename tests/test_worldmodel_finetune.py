@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from armworld.pose import action_between, apply_action
+from armworld.worldmodel import checkpoint
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_checkpoint, load_world_model, save_encoder
 from armworld.worldmodel.encoder import Encoder
-from armworld.worldmodel.finetune import add_lora, load_predictor, merge_lora, train_last_blocks
+from armworld.worldmodel.finetune import add_lora, fit_predictor, merge_lora, train_last_blocks
 from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
 from armworld.worldmodel.prediction_loss import ACTION_SCALE, PredictionLoss
 from armworld.worldmodel.sizes import ACPredictorConfig, encoder_config
@@ -163,21 +164,27 @@ def test_interrupted_adapters_resume_exactly(base, tmp_path):
 
 
 def test_a_state_head_is_added_to_a_checkpoint_without_one(base):
-    encoder = load_checkpoint(base.out / "model").encoder
-    module = load_predictor(str(base.out / "model"), encoder, state_head=True)
-    assert module.state_head is not None
-    plain = load_checkpoint(base.out / "model").predictor
-    assert plain is not None and torch.equal(module.predictor_proj.weight, plain.predictor_proj.weight)
+    loaded = load_checkpoint(base.out / "model")
+    assert loaded.predictor is not None
+    module = fit_predictor(loaded.predictor, "base", loaded.encoder, state_head=True)
+    assert module.state_head is not None and loaded.predictor.state_head is None
+    assert torch.equal(module.predictor_proj.weight, loaded.predictor.predictor_proj.weight)
+
+
+def test_the_checkpoint_is_read_once(base, tmp_path, monkeypatch):
+    read, reads = checkpoint.read_parts, []
+    monkeypatch.setattr(checkpoint, "read_parts", lambda folder: reads.append(folder) or read(folder))
+    posttrain(replace(base, encoder=None, init=str(base.out / "model"), out=tmp_path, steps=1))
+    assert reads == [base.out / "model"]
 
 
 def test_what_cannot_be_fine_tuned_is_refused(base, tmp_path):
-    torch.manual_seed(0)
-    encoder = Encoder(encoder_config("debug"))
-    save_encoder(tmp_path / "encoder", encoder)
-    with pytest.raises(ValueError, match="--init needs a checkpoint with a predictor"):
-        load_predictor(str(tmp_path / "encoder"), encoder, False)
-    with pytest.raises(ValueError, match="reads features of width 48, the encoder's have 192"):
-        load_predictor(str(base.out / "model"), Encoder(encoder_config("tiny", depth=1)), False)
+    save_encoder(tmp_path / "encoder", Encoder(encoder_config("debug")))
+    with pytest.raises(ValueError, match="encoder holds an encoder only; --init needs a checkpoint with a predictor"):
+        posttrain(replace(base, init=str(tmp_path / "encoder"), out=tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"model: .* features of width 48, the encoder's have 192"):
+        posttrain(replace(base, encoder="random:tiny:1", init=str(base.out / "model"), out=tmp_path / "run",
+                          cache=tmp_path / "cache"))  # fmt: skip
     for changes, message in (
         ({"encoder": None}, "needs --encoder"),
         ({"trainable_blocks": 1}, "name it with --init"),

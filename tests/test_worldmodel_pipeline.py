@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from armworld.worldmodel.pretrain import pretrain
 from armworld.worldmodel.training import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
-from worldmodel_runs import posttraining, pretraining
+from worldmodel_runs import posttraining, pretraining, stop_at
 
 PATIENCE = 200  # s, for a child to import, train a few steps and save; typically 5
 PRETRAIN = (
@@ -67,18 +68,31 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def test_debug_size_trains_is_killed_resumes_exports_and_plans(data, tmp_path):
-    encoding = pretraining(data, tmp_path / "encoder", save_minutes=1e-6)
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the children: more threads would add numbers up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_debug_size_trains_is_killed_resumes_exports_and_plans(data, tmp_path, one_thread):
+    encoding = pretraining(data, tmp_path / "encoder", steps=100_000, save_minutes=1e-6)
     code = end_after_steps(
         [*PRETRAIN.split(), "--data", str(data), "--out", str(encoding.out)], encoding.out, signal.SIGKILL
     )
     assert code == -signal.SIGKILL
     killed_at = saved_step(encoding.out)
     assert killed_at >= 2
-    encoder = pretrain(replace(encoding, steps=killed_at + 3, save_minutes=3.0))
-    assert saved_step(encoding.out) == killed_at + 3
-    steps = [row["step"] for row in read_metrics(encoding.out / "metrics.jsonl")]
-    assert steps == list(range(killed_at + 3))  # no row twice, none missing
+    uninterrupted = replace(encoding, out=tmp_path / "uninterrupted")
+    for config in (encoding, uninterrupted):
+        stop_at(config, killed_at + 3)
+    resumed, whole = (read_metrics(config.out / "metrics.jsonl") for config in (encoding, uninterrupted))
+    assert [row["step"] for row in resumed] == list(range(killed_at + 3))  # no row twice, none missing
+    assert [row["denoising"] for row in resumed] == [row["denoising"] for row in whole]
+    encoder = pretrain(replace(encoding, steps=killed_at + 4))
+    assert saved_step(encoding.out) == killed_at + 4
 
     cache = tmp_path / "features"
     acting = posttraining(data, tmp_path / "predictor", encoder=str(encoder), cache=cache)

@@ -120,6 +120,14 @@ def test_the_published_sizes_are_told_from_their_weights(file: str, size: str) -
     load_strictly(found, weights, file)
 
 
+@pytest.mark.parametrize("size", [None, "tiny"])
+def test_an_encoder_of_another_depth_than_its_sizes_own_comes_back(tmp_path: Path, size: str | None) -> None:
+    torch.manual_seed(0)
+    model = Encoder(encoder_config("tiny", depth=6)).eval()
+    loaded = load_published(export_published(tmp_path / "x.pt", model), encoder_size=size).encoder
+    assert loaded.config == model.config and same(loaded, model)
+
+
 def test_the_published_action_conditioned_predictor_is_told_from_its_weights() -> None:
     with torch.device("meta"):
         wanted = ACPredictor(ACPredictorConfig(1408))
@@ -158,8 +166,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     torch.save({"encoder": encoder()}, path)  # a pickled module: code, not weights
     with pytest.raises(ValueError, match="truncated or not a file of tensors"):
         load_published(path)
-    export_published(path, Encoder(encoder_config("debug", depth=3)))
-    with pytest.raises(ValueError, match=r"48 wide and 3 deep; known: debug \(48 x 2\)"):
+    export_published(path, Encoder(encoder_config("debug", width=50)))
+    with pytest.raises(ValueError, match=r"no known encoder size is 50 wide; known: debug \(48\), tiny \(192\)"):
         load_published(path)
     with pytest.raises(ValueError, match="'ema'; valid: encoder, target_encoder"):
         load_published(path, encoder_key="ema")
@@ -264,3 +272,19 @@ def test_sharded_folders_load(tmp_path: Path) -> None:
     shutil.move(shard, tmp_path / "gone")
     with pytest.raises(ValueError, match="is missing, truncated"):
         load_encoder(tmp_path / "shards")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"weight_map": {"encoder', "is truncated or holds no valid JSON"),
+        ("[]", "needs a weight_map"),
+        ('{"weight_map": {}}', "needs a weight_map"),
+        ('{"weight_map": {"encoder.layernorm.bias": 3}}', "needs a weight_map"),
+    ],
+)
+def test_a_damaged_index_of_shards_is_named(tmp_path: Path, text: str, message: str) -> None:
+    export_huggingface(tmp_path, encoder(), mask_predictor())
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"model\.safetensors\.index\.json.* {message}"):
+        load_encoder(tmp_path)

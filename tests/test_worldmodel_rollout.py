@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,6 +193,16 @@ def test_the_published_pair_has_the_published_shape() -> None:
         encoder, predictor = Encoder(encoder_config("g")), ACPredictor(ACPredictorConfig(features=1408))
     assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(1.01e9, rel=0.01)
     assert sum(p.numel() for p in predictor.parameters()) == pytest.approx(3.05e8, rel=0.02)  # "300M" in the paper
+
+
+def test_the_benchmark_times_a_predictor_narrower_than_its_features(tmp_path: Path) -> None:
+    script, out = Path(__file__).parent.parent / "benchmarks" / "worldmodel.py", tmp_path / "out.json"
+    sizes = "--width 32 --features 48 --depth 2 --heads 2 --image-size 64 --batch 2 --samples 12 --repeats 1"
+    command = [sys.executable, str(script), *sizes.split(), "--parts", "posttrain", "score", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    found = json.loads(out.read_text())
+    for part in ("posttrain", "score, horizon 4", "score, horizon 1"):
+        assert found[part]["our_per_second"] > 0 and found[part]["largest_difference"] < 1e-4
 
 
 def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
+from armworld.datasets.clips import open_clips
+from armworld.datasets.store import WHOLE, Share, Store
 from armworld.datasets.video import write_video
+from armworld.worldmodel import clip_sources
 from armworld.worldmodel.checkpoint import load_encoder
-from armworld.worldmodel.clip_sources import ClipError, ImageClips, MixedClips, VideoClips, frames_at, open_sources
+from armworld.worldmodel.clip_sources import (
+    ClipError,
+    ClipSource,
+    ImageClips,
+    MixedClips,
+    VideoClips,
+    frames_at,
+    open_sources,
+)
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
 from armworld.worldmodel.training import read_metrics
 
@@ -36,8 +47,8 @@ class Plain:
     def __init__(self, value: int, size: int = 8) -> None:
         self.value, self.size = value, size
 
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray:
-        return np.full((batch, frames, self.size, self.size, 3), self.value, np.uint8)
+    def sample(self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE) -> np.ndarray:
+        return np.full((batch, frames, self.size, self.size, 3), self.value, np.uint8)[share]
 
     def content(self) -> list[str]:
         return [str(self.value)]
@@ -45,9 +56,10 @@ class Plain:
 
 class WithStates(Plain):
     def sample_with_states(
-        self, generator: np.random.Generator, batch: int, frames: int
+        self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE
     ) -> tuple[np.ndarray, np.ndarray]:
-        return self.sample(generator, batch, frames), np.full((batch, frames, 7), self.value, np.float32)
+        states = np.full((batch, frames, 7), self.value, np.float32)[share]
+        return self.sample(generator, batch, frames, share), states
 
 
 @pytest.fixture
@@ -121,6 +133,42 @@ def test_mixtures_follow_their_weights_and_ask_states_of_those_who_know():
         open_sources((), (), (), (), 64, 0.25)
 
 
+@pytest.fixture
+def sources(videos, tmp_path) -> dict[str, ClipSource]:
+    """One of each kind, and all of them mixed."""
+    write_dataset(tmp_path / "data", 2, rows=8)
+    (tmp_path / "images").mkdir()
+    for number, frame in enumerate(ramp(3)):
+        Image.fromarray(frame).save(tmp_path / "images" / f"{number}.png")
+    episodes, images = open_clips((tmp_path / "data",), 64, 0.25), ImageClips(tmp_path / "images", 64)
+    kinds = {"episodes": episodes, "videos": VideoClips(videos, 64, 0.25), "images": images}
+    return {**kinds, "mixture": MixedClips(list(kinds.values()), [2, 1, 1])}
+
+
+@pytest.mark.parametrize("kind", ["episodes", "videos", "images", "mixture"])
+@pytest.mark.parametrize("share", [slice(0, 4), slice(4, 12), slice(0), np.array([7, 2])], ids=str)
+def test_a_share_is_what_the_batch_holds_there_and_all_that_is_decoded(sources, kind, share, monkeypatch):
+    whole_rng, rng = np.random.default_rng(0), np.random.default_rng(0)
+    whole = sources[kind].sample(whole_rng, 12, 2)
+    decoded = []
+    for owner, name in ((clip_sources, "frames_at"), (clip_sources, "read_image")):
+        plain = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, plain=plain: decoded.append(a) or plain(*a))
+    gather = Store.gather
+    monkeypatch.setattr(Store, "gather", lambda self, rows: decoded.extend(rows) or gather(self, rows))
+    np.testing.assert_array_equal(sources[kind].sample(rng, 12, 2, share), whole[share])
+    assert rng.bit_generator.state == whole_rng.bit_generator.state
+    assert len(decoded) == len(whole[share])
+
+
+@pytest.mark.parametrize("kind", ["episodes", "mixture"])
+def test_a_share_has_its_own_states(sources, kind):
+    clips, states = sources[kind].sample_with_states(np.random.default_rng(0), 12, 2)
+    own_clips, own_states = sources[kind].sample_with_states(np.random.default_rng(0), 12, 2, slice(3, 9))
+    np.testing.assert_array_equal(own_clips, clips[3:9])
+    np.testing.assert_array_equal(own_states, states[3:9])
+
+
 def settings(out: Path, **changes) -> PretrainConfig:
     config = PretrainConfig(
         out=out, size="debug", image_size=64, batch=2, steps=6, dtype="float32", predictor_width=48,
@@ -149,9 +197,9 @@ def test_the_cooldown_is_longer_and_larger(tmp_path):
     asked: list[int] = []
 
     class Watching(Plain):
-        def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray:
+        def sample(self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE) -> np.ndarray:
             asked.append(frames)
-            return generator.integers(0, 256, (batch, frames, 96, 96, 3), dtype=np.uint8)
+            return generator.integers(0, 256, (batch, frames, 96, 96, 3), dtype=np.uint8)[share]
 
     pretrain(replace(config, steps=10), Watching(0))
     assert asked == [2] * 9 + [4]
@@ -163,9 +211,9 @@ def test_the_cooldown_is_longer_and_larger(tmp_path):
 def test_recomputed_activations_change_no_number(tmp_path):
     for name, recompute in (("kept", False), ("recomputed", True)):
         source = WithStates(3, 64)
-        source.sample = lambda generator, batch, frames: generator.integers(  # type: ignore[method-assign]
+        source.sample = lambda generator, batch, frames, share=WHOLE: generator.integers(  # type: ignore[method-assign]
             0, 256, (batch, frames, 64, 64, 3), dtype=np.uint8
-        )
+        )[share]
         pretrain(settings(tmp_path / name, steps=3, recompute=recompute), source)
     kept, again = (torch.load(tmp_path / n / "state.pt", weights_only=True)["modules"] for n in ("kept", "recomputed"))
     for name, value in kept["denoiser"].items():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from armworld.datasets.files import exclusive
+from armworld.datasets.store import WHOLE, Share
 from armworld.worldmodel.checkpoint import load_encoder
 from armworld.worldmodel.mask_denoiser import MaskDenoiser, collapse_monitors
 from armworld.worldmodel.masks import sample_masks
@@ -29,20 +30,20 @@ class NoiseClips:
     def __init__(self, stop_at: int | None = None) -> None:
         self.draws, self.stop_at = 0, stop_at
 
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray:
+    def sample(self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE) -> np.ndarray:
         self.draws += 1
         if self.draws == self.stop_at:
             raise KeyboardInterrupt
-        return generator.integers(0, 256, (batch, frames, 64, 64, 3), dtype=np.uint8)
+        return generator.integers(0, 256, (batch, frames, 64, 64, 3), dtype=np.uint8)[share]
 
     def content(self) -> list[str]:
         return ["noise"]
 
     def sample_with_states(
-        self, generator: np.random.Generator, batch: int, frames: int
+        self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE
     ) -> tuple[np.ndarray, np.ndarray]:
-        states = generator.uniform(-0.5, 0.5, (batch, frames, 7)).astype(np.float32)
-        return self.sample(generator, batch, frames), states
+        states = generator.uniform(-0.5, 0.5, (batch, frames, 7)).astype(np.float32)[share]
+        return self.sample(generator, batch, frames, share), states
 
 
 def settings(out, **changes) -> PretrainConfig:
@@ -191,6 +192,20 @@ def test_the_state_readout_adds_its_error_to_the_loss(tmp_path, readout):
     pretrain(settings(tmp_path, state_loss=1.0, state_batch=2, state_readout=readout), NoiseClips())
     row = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert row["state"] > 0 and row["denoising"] > 0
+
+
+@pytest.mark.parametrize(("readout", "sizes"), [("hand", {64}), ("tokens", {32, 64})])
+def test_a_state_readout_trains_through_a_cooldown_of_larger_frames(tmp_path, monkeypatch, readout, sizes):
+    seen, read = [], MaskDenoiser._readout_error
+
+    def listen(self, stills, states):
+        seen.append(stills.shape[-1])
+        return read(self, stills, states)
+
+    monkeypatch.setattr(MaskDenoiser, "_readout_error", listen)
+    growing = {"image_size": 32, "cooldown_image_size": 64, "mask_scales": (0.1, 0.2), "steps": 10}
+    pretrain(settings(tmp_path, state_loss=1.0, state_batch=2, state_readout=readout, **growing), NoiseClips())
+    assert len(seen) == 10 and set(seen) == sizes
 
 
 def test_pretraining_starts_from_a_given_encoder_of_the_same_shape(tmp_path):

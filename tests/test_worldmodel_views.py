@@ -15,7 +15,6 @@ from worldmodel_runs import posttraining  # noqa: E402
 from armworld.evaluation.agents import told_camera  # noqa: E402
 from armworld.worldmodel.align import AlignConfig, align  # noqa: E402
 from armworld.worldmodel.checkpoint import load_world_model  # noqa: E402
-from armworld.worldmodel.finetune import load_predictor  # noqa: E402
 from armworld.worldmodel.posttrain import posttrain  # noqa: E402
 
 
@@ -65,7 +64,7 @@ def test_a_predictor_that_reads_the_cameras_pose(data: Path, tmp_path: Path) -> 
         model.predictor.predictor_proj.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     assert not torch.allclose(told.rollout(z, state, actions).z, model.rollout(z, state, actions).z)
     with pytest.raises(ValueError, match="with --extrinsics alone"):
-        load_predictor(str(folder), model.encoder, state_head=False)
+        posttrain(posttraining(data, tmp_path / "c", init=str(folder), encoder=None))
 
 
 def test_a_predictor_in_its_cameras_frame(data: Path, tmp_path: Path) -> None:

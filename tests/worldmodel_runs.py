@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -51,14 +52,21 @@ def posttraining(data: Path, out: Path, **changes) -> PosttrainConfig:
     return replace(config, **changes)
 
 
-def run_all(data: Path, out: Path, fsdp: bool = False) -> None:
+def run_all(data: Path, out: Path, **changes) -> None:
     """Pretraining by the paper's objective, and post-training with all losses on."""
-    pretrain(pretraining(data, out / "pretrain", fsdp=fsdp))
-    posttrain(posttraining(data, out / "posttrain", state_loss=0.5, inverse_loss=0.5, fsdp=fsdp))
+    pretrain(pretraining(data, out / "pretrain", **changes))
+    posttrain(posttraining(data, out / "posttrain", state_loss=0.5, inverse_loss=0.5, **changes))
 
 
-def stop_at(config: PosttrainConfig, step: int) -> None:
-    """Post-train and be interrupted after `step` steps, with the state saved; `config` must save after every step."""
+def copy_states(source: Path, out: Path) -> None:
+    """Put what `run_all` saved in `source` where it will go on from it in `out`."""
+    for run in ("pretrain", "posttrain"):
+        (out / run).mkdir(parents=True)
+        shutil.copy(source / run / "state.pt", out / run)
+
+
+def stop_at(config: PretrainConfig | PosttrainConfig, step: int) -> None:
+    """Train and be interrupted after `step` steps, with the state saved; `config` must save after every step."""
     save = TrainingRun.save
 
     def save_and_stop(self: TrainingRun) -> None:
@@ -68,7 +76,7 @@ def stop_at(config: PosttrainConfig, step: int) -> None:
 
     TrainingRun.save = save_and_stop
     try:
-        posttrain(config)
+        pretrain(config) if isinstance(config, PretrainConfig) else posttrain(config)
     except KeyboardInterrupt:
         return
     finally:
@@ -80,3 +88,5 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     run_all(root / "data", root / "ddp")
     run_all(root / "data", root / "fsdp", fsdp=True)
+    run_all(root / "data", root / "muon_fsdp", fsdp=True, optimizer="muon")
+    run_all(root / "data", root / "resumed_ddp", steps=6)

@@ -84,9 +84,9 @@ def align(config: AlignConfig) -> Path:
     loaded = load_checkpoint(config.model)
     if loaded.predictor is None or loaded.config is None:
         raise ValueError(f"{config.model} holds an encoder only; align needs a world model (armworld posttrain)")
-    encoder, predictor = loaded.encoder.to(device), loaded.predictor.requires_grad_(False).to(device)
+    encoder, predictor = loaded.encoder, loaded.predictor.requires_grad_(False).to(device)
     folder, usage = config.cache or config.out / "features", loaded.config
-    cache = open_features(encoder, config.data, folder, usage.camera, usage.layers, config.dtype)
+    cache = open_features(encoder, config.data, folder, usage.camera, usage.layers, config.dtype, device)
     cache.preload()
     train, held_out = (
         cache.clips(part, usage.step_seconds, usage.camera_frame) for part in cache.split(config.held_out, config.seed)

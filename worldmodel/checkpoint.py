@@ -35,7 +35,7 @@ VERSION = 1
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 STORAGE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_PARTS: dict[str, tuple[type, type[nn.Module]]] = {
+PARTS: dict[str, tuple[type, type[nn.Module]]] = {
     "encoder": (EncoderConfig, Encoder),
     "predictor": (ACPredictorConfig, ACPredictor),
     "mask_predictor": (MaskPredictorConfig, MaskPredictor),
@@ -159,7 +159,7 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
 def _load_own(folder: Path) -> Checkpoint:
     document, weights = read_parts(folder)
     parts: dict[str, Any] = {}
-    for name, (config_type, module_type) in _PARTS.items():
+    for name, (config_type, module_type) in PARTS.items():
         own = {key.removeprefix(f"{name}."): weights.pop(key) for key in list(weights) if key.startswith(f"{name}.")}
         values = document.get(name)
         if values is None and not own:

@@ -3,10 +3,14 @@
 Anything with `sample` is a source. Frames are squares of the asked-for size: videos and images are cropped to their
 centre square first (our episodes are square already). A file that cannot be read is an error with its path: it is
 never replaced by another one.
+
+Several processes draw the same batch, each from a generator of its own in the same state, and each decodes its share
+alone: `sample(..., share)` equals `sample(...)[share]` and leaves the generator in the same state.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +21,8 @@ import av
 import numpy as np
 from av.error import FFmpegError
 from PIL import Image, UnidentifiedImageError
+
+from armworld.datasets.store import WHOLE, Share
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -29,7 +35,9 @@ class ClipError(ValueError):
 class ClipSource(Protocol):
     """Anything that draws clips uint8 [B, T, H, W, 3] with a generator, and tells what they are drawn from."""
 
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray: ...
+    def sample(self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE) -> np.ndarray:
+        """The `share` of B = `batch` clips of T = `frames` frames; without any of them it only draws."""
+        ...
 
     def content(self) -> list[str]:
         """What it holds, wherever that lies: a training that is resumed must find the same."""
@@ -41,7 +49,7 @@ class StateClipSource(ClipSource, Protocol):
     """A source that also knows the robot's states [B, T, 7]; needed for `state_loss` alone."""
 
     def sample_with_states(
-        self, generator: np.random.Generator, batch: int, frames: int
+        self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
@@ -74,8 +82,8 @@ class VideoClips:
         with ThreadPoolExecutor(workers) as pool:
             self.videos = list(pool.map(open_video, paths))
 
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray:
-        """Clips uint8 [B, T, H, W, 3], drawn with replacement."""
+    def sample(self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE) -> np.ndarray:
+        """Clips uint8 [B, T, H, W, 3], drawn with replacement; of B = `batch` only `share` is decoded."""
         span = (frames - 1) * self.step_seconds
         room = np.array([max(0.0, video.seconds - span) for video in self.videos])
         long_enough = np.array([video.seconds + 1e-3 >= span for video in self.videos])
@@ -84,10 +92,14 @@ class VideoClips:
         weights = (room + self.step_seconds) * long_enough
         chosen = generator.choice(len(self.videos), batch, p=weights / weights.sum())
         starts = generator.random(batch) * room[chosen]
-        times = starts[:, None] + self.step_seconds * np.arange(frames)
+        times = starts[share, None] + self.step_seconds * np.arange(frames)
+        paths = [self.videos[i].path for i in chosen[share]]
+        clips = np.empty((len(paths), frames, self.image_size, self.image_size, 3), np.uint8)
         with ThreadPoolExecutor(self.workers) as pool:
-            clips = pool.map(lambda i: frames_at(self.videos[chosen[i]].path, times[i], self.image_size), range(batch))
-            return np.stack(list(clips))
+            decoded = pool.map(lambda path, seconds: frames_at(path, seconds, self.image_size), paths, times)
+            for clip, shown in zip(clips, decoded, strict=True):
+                clip[:] = shown
+        return clips
 
     def content(self) -> list[str]:
         """See `ClipSource`: names and lengths."""
@@ -106,11 +118,13 @@ class ImageClips:
         self.folder, self.image_size = folder, image_size
         self.paths = find_files(folder, IMAGE_SUFFIXES, "images")
 
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray:
-        """Clips uint8 [B, T, H, W, 3], drawn uniformly with replacement."""
-        chosen = generator.integers(0, len(self.paths), batch)
-        stills = np.stack([read_image(self.paths[i], self.image_size) for i in chosen])
-        return np.repeat(stills[:, None], frames, 1)
+    def sample(self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE) -> np.ndarray:
+        """Clips uint8 [B, T, H, W, 3], drawn uniformly with replacement; of B = `batch` only `share` is read."""
+        chosen = generator.integers(0, len(self.paths), batch)[share]
+        clips = np.empty((len(chosen), frames, self.image_size, self.image_size, 3), np.uint8)
+        for clip, i in zip(clips, chosen, strict=True):
+            clip[:] = read_image(self.paths[i], self.image_size)
+        return clips
 
     def content(self) -> list[str]:
         """See `ClipSource`: names and sizes of the files."""
@@ -137,18 +151,24 @@ class MixedClips:
         self.sources = list(sources)
         self.weights = np.asarray(weights, np.float64) / sum(weights)
 
-    def sample(self, generator: np.random.Generator, batch: int, frames: int) -> np.ndarray:
-        """Clips uint8 [B, T, H, W, 3]."""
+    def sample(self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE) -> np.ndarray:
+        """Clips uint8 [B, T, H, W, 3]; of B = `batch` only `share` is decoded."""
         counts = generator.multinomial(batch, self.weights)
-        parts = [s.sample(generator, int(n), frames) for s, n in zip(self.sources, counts, strict=True) if n]
-        return np.concatenate(parts)[generator.permutation(batch)]  # ranks take slices: each gets a mixture
+        before = []
+        for source, count in zip(self.sources, counts, strict=True):
+            before.append(copy.deepcopy(generator))
+            if count:  # drawn only: which of them are needed is known after the shuffle
+                source.sample(generator, int(count), frames, slice(0))
+        own, order = _split(generator.permutation(batch)[share], counts)  # ranks take slices: each gets a mixture
+        parts = zip(self.sources, before, counts, own, strict=True)
+        return np.concatenate([s.sample(state, int(n), frames, mine) for s, state, n, mine in parts if n])[order]
 
     def content(self) -> list[str]:
         """See `ClipSource`: of all sources, in order."""
         return [told for source in self.sources for told in source.content()]
 
     def sample_with_states(
-        self, generator: np.random.Generator, batch: int, frames: int
+        self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE
     ) -> tuple[np.ndarray, np.ndarray]:
         """Clips and states, from those sources alone that know states.
 
@@ -159,13 +179,25 @@ class MixedClips:
         if not knowing:
             raise ValueError("state_loss needs recorded episodes (--data): videos and images carry no robot state")
         counts = generator.multinomial(batch, self.weights[knowing] / self.weights[knowing].sum())
+        own, order = _split(np.arange(batch)[share], counts)
         drawn: list[tuple[np.ndarray, np.ndarray]] = []
-        for i, count in zip(knowing, counts, strict=True):
+        for i, count, mine in zip(knowing, counts, own, strict=True):
             source = self.sources[i]
             if count and isinstance(source, StateClipSource):
-                drawn.append(source.sample_with_states(generator, int(count), frames))
-        clips, states = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+                drawn.append(source.sample_with_states(generator, int(count), frames, mine))
+        clips, states = (np.concatenate(parts)[order] for parts in zip(*drawn, strict=True))
         return clips, states
+
+
+def _split(wanted: np.ndarray, counts: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Numbers among `counts` clips of several sources, one source after another, as numbers within each.
+
+    Also the order that makes `wanted` of what they stand for, source after source.
+    """
+    ends = np.cumsum(counts)
+    owner = np.searchsorted(ends, wanted, "right")
+    own = [wanted[owner == i] - first for i, first in enumerate(ends - counts)]
+    return own, np.argsort(np.argsort(owner, kind="stable"))
 
 
 def open_sources(

@@ -12,36 +12,35 @@ from torch import nn
 
 from armworld.types import require
 from armworld.worldmodel.ac_predictor import ACPredictor
-from armworld.worldmodel.checkpoint import load_checkpoint
 from armworld.worldmodel.encoder import Encoder
 
 LORA_TARGETS = ("qkv", "proj", "fc1", "fc2")  # every matrix of the blocks
 
 
-def load_predictor(name_or_path: str, encoder: Encoder, state_head: bool, extrinsics: bool = False) -> ACPredictor:
-    """The checkpoint's predictor, ready for training on this encoder's features.
+def fit_predictor(
+    loaded: ACPredictor, name: str, encoder: Encoder, state_head: bool, extrinsics: bool = False
+) -> ACPredictor:
+    """A copy of a checkpoint's predictor, ready for training on this encoder's features.
 
     Args:
-        name_or_path: As for `load_checkpoint`: shipped, a folder, a published file, a hub name.
+        loaded: The predictor; it stays as it is.
+        name: Of its checkpoint, for errors.
         encoder: Whose features it will see.
         state_head: It must have a state head; a new one is drawn if the checkpoint has none.
         extrinsics: It must read camera extrinsics; where the checkpoint's did not, it has to learn that now.
 
     Raises:
-        ValueError: There is no predictor, it does not fit the encoder, or it reads extrinsics that it is not to get.
+        ValueError: It does not fit the encoder, or it reads extrinsics that it is not to get.
     """
-    loaded = load_checkpoint(name_or_path).predictor
-    if loaded is None:
-        raise ValueError(f"{name_or_path} holds an encoder only; --init needs a checkpoint with a predictor")
     config = loaded.config
     if config.features != encoder.config.width:
         raise ValueError(
-            f"{name_or_path}: its predictor reads features of width {config.features}, the encoder's have "
+            f"{name}: its predictor reads features of width {config.features}, the encoder's have "
             f"{encoder.config.width}"
         )
     if config.extrinsics and not extrinsics:
         raise ValueError(
-            f"{name_or_path}: its predictor reads camera extrinsics, which this training gives with --extrinsics alone"
+            f"{name}: its predictor reads camera extrinsics, which this training gives with --extrinsics alone"
         )
     config = replace(config, extrinsics=extrinsics)
     if config.image_size != encoder.config.image_size:

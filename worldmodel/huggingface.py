@@ -159,16 +159,25 @@ def _configs(config: Mapping[str, Any], folder: Path) -> tuple[EncoderConfig, Ma
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     weights: dict[str, Tensor] = {}
-    for name in names:
+    for name in _shards(index) if index.is_file() else ["model.safetensors"]:
         try:
             weights |= load_file(folder / name)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{folder / name} is missing, truncated or not a safetensors file: {error}") from error
     return weights
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files over which an index says that the weights are spread."""
+    try:
+        document = json.loads(index.read_text())
+    except ValueError as error:
+        raise ValueError(f"{index} is truncated or holds no valid JSON: {error}") from error
+    names = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{index} is not an index of weights: it needs a weight_map from parameters to files")
+    return sorted(set(names.values()))
 
 
 def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:

@@ -87,6 +87,11 @@ class WorldModelConfig:
 class VJEPA2AC:
     """A frozen encoder and an action-conditioned predictor as a `WorldModel`.
 
+    Rollouts leave out what the published computation repeats (`rollout.py`). The result is the same but for rounding,
+    as tests/test_worldmodel_rollout.py asserts: in float32 no layer-normed feature, of deviation 1, is off by more than
+    2e-5 (1e-4 compiled) and no state by more than 1e-6; in bfloat16 features are off by less than 0.03 on average, and
+    states are those of float32.
+
     Attributes:
         memory_mb: Bound on the activations of one pass through the predictor (MiB, estimate); candidates beyond it
             go in several passes.

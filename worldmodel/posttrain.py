@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armworld.datasets.features import FeatureCache, FeatureClips, build_feature_cache, encoder_hash, feature_key
+from armworld.datasets.store import PRELOAD_SHARE
 from armworld.pose import action_between
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_checkpoint, load_encoder, save_world_model
 from armworld.worldmodel.encoder import Encoder
-from armworld.worldmodel.finetune import add_lora, load_predictor, merge_lora, train_last_blocks
+from armworld.worldmodel.finetune import add_lora, fit_predictor, merge_lora, train_last_blocks
 from armworld.worldmodel.model import WorldModelConfig
 from armworld.worldmodel.prediction_loss import ACTION_SCALE, PredictionLoss
 from armworld.worldmodel.processes import unsharded
@@ -39,6 +40,7 @@ from armworld.worldmodel.training import (
     precision,
 )
 
+CPU = torch.device("cpu")
 CURVES = ("teacher_forcing", "rollout", "state", "inverse", "one_step", "gain")  # panels of the plot
 STATE_SCALE = (5.0, 5.0, 5.0, 2.0, 2.0, 2.0, 2.0)  # 20 cm, 0.5 rad and half a gripper stroke become 1
 
@@ -150,26 +152,35 @@ def open_encoder(name: str, image_size: int, seed: int) -> Encoder:
 
 
 def open_features(
-    encoder: Encoder, data: Sequence[Path], folder: Path, camera: str, layers: int | None, dtype: str
+    encoder: Encoder,
+    data: Sequence[Path],
+    folder: Path,
+    camera: str,
+    layers: int | None,
+    dtype: str,
+    device: torch.device = CPU,
 ) -> FeatureCache:
     """The cache of layer-normed features [N, D] of all frames; made now if it is not there.
 
     Args:
-        encoder: Frozen; it runs where its weights are.
+        encoder: Frozen. It is on the device only while it encodes, and on the CPU afterwards: the training that follows
+            has the device's memory for itself.
         data: Dataset folders.
         folder: The cache's folder. Every training over the same encoder and data may share it.
         camera: Whose frames.
         layers: Encoder blocks used; None for all.
         dtype: Precision in which the encoder runs: float32 or bfloat16.
+        device: Where it runs.
     """
-    device = next(encoder.parameters()).device
 
     @torch.no_grad()
     def encode(frames: np.ndarray) -> Tensor:
         with precision(device, dtype):
-            return encoder.encode_frames(frames[:, None], layers)[:, 0].float().cpu()
+            return encoder.to(device).encode_frames(frames[:, None], layers)[:, 0].float().cpu()
 
-    return build_feature_cache(data, encode, feature_key(encoder, layers, dtype), folder, camera=camera)
+    cache = build_feature_cache(data, encode, feature_key(encoder, layers, dtype), folder, camera=camera)
+    encoder.cpu()
+    return cache
 
 
 def predictor_config(config: PosttrainConfig, encoder: Encoder, states: np.ndarray) -> ACPredictorConfig:
@@ -196,19 +207,23 @@ def predictor_config(config: PosttrainConfig, encoder: Encoder, states: np.ndarr
     )
 
 
-def build_predictor(config: PosttrainConfig, encoder: Encoder, states: np.ndarray) -> ACPredictor:
-    """The predictor before its first step: drawn from the seed, or that of `config.init`.
+def build_predictor(
+    config: PosttrainConfig, encoder: Encoder, states: np.ndarray, initial: ACPredictor | None
+) -> ACPredictor:
+    """The predictor before its first step: drawn from the seed, or a copy of `initial`.
 
     Args:
         states: [F, 7], all frames' states.
+        initial: The predictor of `config.init`, if there is one.
     """
     torch.manual_seed(config.seed)
-    if config.init is None:
+    if initial is None:
         predictor = ACPredictor(predictor_config(config, encoder, states))
         if config.residual:  # start from copying the frame: from a random change, small models fall back to it and stay
             nn.init.zeros_(predictor.predictor_proj.weight)
     else:
-        predictor = load_predictor(config.init, encoder, config.state_loss > 0, config.extrinsics).train()
+        name, state_head = str(config.init), config.state_loss > 0
+        predictor = fit_predictor(initial, name, encoder, state_head, config.extrinsics).train()
         if config.trainable_blocks is not None:
             train_last_blocks(predictor, config.trainable_blocks)
         if config.lora_rank:
@@ -219,22 +234,29 @@ def build_predictor(config: PosttrainConfig, encoder: Encoder, states: np.ndarra
     return predictor
 
 
-def _open_frozen(config: PosttrainConfig) -> Encoder:
-    """The encoder asked for, or that of --init.
+def _open_models(config: PosttrainConfig) -> tuple[Encoder, ACPredictor | None]:
+    """The frozen encoder (that asked for, or that of --init) and the predictor of --init; a checkpoint is read once.
 
     Raises:
-        ValueError: --init would go on with features after other blocks of its own encoder than it has learned.
+        ValueError: --init has no predictor, or would go on with features after other blocks of its own encoder than it
+            has learned.
     """
-    if config.encoder is not None:
-        return open_encoder(config.encoder, config.image_size, config.seed)
-    loaded = load_checkpoint(str(config.init))
+    encoder = None if config.encoder is None else open_encoder(config.encoder, config.image_size, config.seed)
+    if config.init is None:
+        assert encoder is not None, "the configuration has one of them"
+        return encoder, None
+    loaded = load_checkpoint(config.init)
+    if loaded.predictor is None:
+        raise ValueError(f"{config.init} holds an encoder only; --init needs a checkpoint with a predictor")
+    if encoder is not None:
+        return encoder, loaded.predictor
     usage = loaded.config
     if usage is not None and usage.layers != config.layers:
         raise ValueError(
             f"--init {config.init} reads features after {usage.layers or 'all'} blocks of its encoder, asked for: "
             f"{config.layers or 'all'}; give --layers {usage.layers}, or --encoder where it is to learn others"
         )
-    return loaded.encoder
+    return loaded.encoder, loaded.predictor
 
 
 def posttrain(config: PosttrainConfig) -> Path:
@@ -245,20 +267,21 @@ def posttrain(config: PosttrainConfig) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device, config.fsdp)
-    encoder = _open_frozen(config).to(device).eval()
+    encoder, initial = _open_models(config)
     folder = config.cache or config.out / "features"
     cache = processes.in_turn(
-        lambda: open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype)
+        lambda: open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype, device)
     )
     if config.extrinsics:
         cache.check_poses("--extrinsics")
-    cache.preload()
+    cache.preload(PRELOAD_SHARE / processes.world_size)
     train_episodes, held_out_episodes = cache.split(config.held_out, config.seed)
     train, held_out = (
         cache.clips(part, config.step_seconds, config.camera_frame) for part in (train_episodes, held_out_episodes)
     )
 
-    predictor = build_predictor(config, encoder, cache.states)
+    predictor = build_predictor(config, encoder, cache.states, initial)
+    del initial  # copied: a large one need not be held twice
     told = {"data": cache.content(), "views": cache.views(), "features": cache.key["encoder"]}
     if config.init is not None:
         told["initial"] = encoder_hash(predictor)
@@ -273,12 +296,13 @@ def posttrain(config: PosttrainConfig) -> Path:
     if objective.inverse is not None:
         modules["inverse"] = objective.inverse
     run = TrainingRun(config, modules, optimizer, generators, processes, told, tensorboard=config.tensorboard)
-    share = processes.share(config.batch)
+    singles, doubles = processes.share(config.batch), processes.share(2 * config.batch)
     for step in run.steps():
         run.set_learning_rate(config.learning_rate * 0.18, config.learning_rate)
         pairs = generators[0].random() < config.pair_share
-        drawn = train.sample(generators[0], config.batch * (1 + pairs), 2 if pairs else config.frames)
-        z, states, cameras = (part.unflatten(0, (config.batch, -1))[share].flatten(0, 1).to(device) for part in drawn)
+        batch, frames, share = (2 * config.batch, 2, doubles) if pairs else (config.batch, config.frames, singles)
+        drawn = train.sample(generators[0], batch, frames, share)
+        z, states, cameras = (part.to(device) for part in drawn)
         with run.memory_advice():
             with precision(device, config.dtype):
                 actions = action_between(states[:, :-1], states[:, 1:])

@@ -71,7 +71,8 @@ class PretrainConfig(TrainingConfig):
         state_loss: Weight of the readout of the robot's state from whole stills; 0 is the paper's objective.
         state_readout: What it is read from: the mean over the patches, or every patch by itself, which makes the whole
             feature map follow the hand and the energy of planning fall with its distance from afar, or by a small
-            network over all of them (hand), which also reads the yaw and sharpens depth.
+            network over all of them (hand), which also reads the yaw and sharpens depth; it has one number of patches,
+            so its stills have the cooldown's size throughout.
         state_batch: Stills per optimiser step for that readout, over all processes.
         optimizer: adamw (as published), or muon for the blocks' matrices.
         learning_rate: Peak of the warmup-constant-decay schedule.
@@ -143,6 +144,10 @@ class PretrainConfig(TrainingConfig):
             return self.frames, self.image_size
         return self.cooldown_frames or self.frames, self.last_image_size
 
+    def still_size(self, progress: float) -> int:
+        """Size in pixels of the readout's stills at `progress`: that of the clips, for "hand" always the last."""
+        return self.last_image_size if self.state_readout == "hand" else self.clip_shape(progress)[1]
+
     @property
     def encoder(self) -> EncoderConfig:
         """The encoder's configuration."""
@@ -158,8 +163,8 @@ class PretrainConfig(TrainingConfig):
 def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
     """Train an encoder and return its checkpoint folder, `out/encoder`.
 
-    The moving-average teacher is what is kept, as in the paper. `source` replaces the folders of the configuration;
-    its frames have the size `config.last_image_size`.
+    The moving-average teacher is what is kept, as in the paper, and the mask predictor beside it. `source` replaces the
+    folders of the configuration; its frames have the size `config.last_image_size`.
 
     Raises:
         ValueError: Bad settings or data, a run folder of other settings, or a loss that is not a number.
@@ -186,7 +191,8 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
         with run.memory_advice():
             shape = config.clip_shape(budget.progress)
             clip, masks = _draw(config, source, shape, generators, processes, device)
-            stills = _draw_stills(config, source, shape[1], generators[0], processes, device)
+            size = config.still_size(budget.progress)
+            stills = _draw_stills(config, source, size, generators[0], processes, device)
             with precision(device, config.dtype):
                 parts = model(clip, masks, stills)
                 loss = parts["denoising"] + config.state_loss * parts.get("state", 0.0)
@@ -195,11 +201,11 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
             if step % config.log_every == 0:
                 with torch.no_grad(), precision(device, config.dtype):
                     run.log({**{k: float(v) for k, v in parts.items()}, **collapse_monitors(denoiser.teacher(clip))})
-    out, encoder = config.out / "encoder", unsharded(denoiser.teacher)
+    out, encoder, predictor = config.out / "encoder", unsharded(denoiser.teacher), unsharded(denoiser.predictor)
     if processes.is_main:
-        assert isinstance(encoder, Encoder)
+        assert isinstance(encoder, Encoder) and isinstance(predictor, MaskPredictor)
         about = {"training": "mask denoising", **config.identity(), **told, "steps": budget.step}
-        save_encoder(out, encoder, about={**about, "seconds": round(budget.elapsed)})
+        save_encoder(out, encoder, mask_predictor=predictor, about={**about, "seconds": round(budget.elapsed)})
         plot_metrics(run.metrics_path, config.out / "curves.png", ("denoising", "state", "feature_std", "feature_rank"))
     return out
 
@@ -236,7 +242,7 @@ def _draw(
     processes: Processes,
     device: torch.device,
 ) -> tuple[Tensor, list[Mask]]:
-    """This rank's clips [B, 3, T, H, W] and masks. Every rank draws the whole batch, so all see the same draws.
+    """This rank's clips [B, 3, T, H, W] and masks. Every rank draws the whole batch, and reads only its own share.
 
     Args:
         shape: Frames per clip and their size, as of now.
@@ -244,7 +250,7 @@ def _draw(
     numpy_rng, torch_rng = generators
     frames = 1 if numpy_rng.random() < config.still_share else shape[0]
     side, share = shape[1] // PATCH, processes.share(config.batch)
-    batch = source.sample(numpy_rng, config.batch, frames)[share]
+    batch = source.sample(numpy_rng, config.batch, frames, share)
     scales, duration = config.mask_scales, config.mask_duration
     families = [replace(f, scale=s, duration=duration) for f, s in zip(PUBLISHED_FAMILIES, scales, strict=True)]
     masks = sample_masks((max(frames // TUBELET, 1), side, side), config.batch, torch_rng, families)
@@ -265,8 +271,8 @@ def _draw_stills(
     if not isinstance(source, StateClipSource):
         raise ValueError("state_loss needs recorded episodes (--data): videos and images carry no robot state")
     share = processes.share(config.state_batch)
-    frames, states = source.sample_with_states(numpy_rng, config.state_batch, 1)
-    return _to_clip(frames[share], image_size, device), torch.from_numpy(states[share, 0]).to(device)
+    frames, states = source.sample_with_states(numpy_rng, config.state_batch, 1, share)
+    return _to_clip(frames, image_size, device), torch.from_numpy(states[:, 0]).to(device)
 
 
 def _to_clip(frames: np.ndarray, image_size: int, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def load_published(
 
     Args:
         encoder_key: "target_encoder" or "encoder"; by default the first of them that the file has.
-        encoder_size: Name of the encoder's size; by default the one of the same width and depth, and of the image
-            size that the file's name states, as in vitg-384.pt (256 where it states none).
+        encoder_size: Name of the encoder's size, which tells its heads and image size; its depth is the file's. By
+            default the one of the same width, among several that of the same depth and of the image size that the
+            file's name states, as in vitg-384.pt (256 where it states none).
         predictor_heads: Attention heads of the predictor; by default the published 12 (mask) or 16 (action).
         usage: How to use a world model; the step length and camera are not in the file.
 
@@ -155,16 +157,17 @@ def _depth(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _encoder_config(weights: Mapping[str, Tensor], size: str | None, source: str, stem: str = "") -> EncoderConfig:
-    if size is not None:
-        return ENCODER_SIZES[check_name("encoder size", size, ENCODER_SIZES)]
-    width = _shape(weights, "patch_embed.proj.weight", source)[0]
+    width = _shape(weights, "blocks.0.norm1.weight", source)[0]
     depth = _depth(weights, "blocks")
-    fitting = [config for config in ENCODER_SIZES.values() if (config.width, config.depth) == (width, depth)]
-    named = [config for config in fitting if str(config.image_size[0]) in stem.split("-")]
-    if fitting:
-        return (named or fitting)[0]
-    known = ", ".join(f"{name} ({c.width} x {c.depth})" for name, c in ENCODER_SIZES.items())
-    raise ValueError(f"{source}: no known encoder size is {width} wide and {depth} deep; known: {known}")
+    if size is not None:
+        return replace(ENCODER_SIZES[check_name("encoder size", size, ENCODER_SIZES)], depth=depth)
+    fitting = [config for config in ENCODER_SIZES.values() if config.width == width]
+    if not fitting:
+        known = ", ".join(f"{name} ({config.width})" for name, config in ENCODER_SIZES.items())
+        raise ValueError(f"{source}: no known encoder size is {width} wide; known: {known}")
+    named = stem.split("-")
+    best = max(fitting, key=lambda config: (config.depth == depth, str(config.image_size[0]) in named))
+    return replace(best, depth=depth)
 
 
 def _predictor(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -99,21 +99,13 @@ class RecipeConfig:
 
     def renderings(self) -> list[RerenderConfig]:
         """Every episode from a camera of its own, in about half of them with another look of the scene too."""
-        looks = {name: {"view_seed": 2, "looks": "full"} for name in ("reach", "grasp", "pick_place")}
-        views = {name: {"view_seed": 1} for name in ("reach", "single", "pick_place_again")}
-        both = [(f"{name}_views", name, draws) for name, draws in views.items()]
-        both += [(f"{name}_looks", name, draws) for name, draws in looks.items()]
-        return [
-            RerenderConfig(
-                source=self.out / "data" / source,
-                out=self.out / "data" / name,
-                image_size=128,
-                workers=self.workers,
-                **VIEWS,
-                **draws,
-            )
-            for name, source, draws in both
-        ]
+        views = [self._again(name, f"{name}_views", 1, "none") for name in ("reach", "single", "pick_place_again")]
+        return views + [self._again(name, f"{name}_looks", 2, "full") for name in ("reach", "grasp", "pick_place")]
+
+    def _again(self, source: str, name: str, seed: int, looks: Literal["none", "full"]) -> RerenderConfig:
+        data = self.out / "data"
+        drawn: dict[str, Any] = {**VIEWS, "view_seed": seed, "looks": looks}
+        return RerenderConfig(source=data / source, out=data / name, image_size=128, workers=self.workers, **drawn)
 
     def _mix(
         self, task: str, episodes: int, seed: int, mix: Mix, objects: tuple[str, ...], name: str | None = None

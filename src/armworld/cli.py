@@ -1,8 +1,8 @@
 """The command line: one verb per job, each parsed by tyro from a frozen dataclass.
 
 A verb's module is imported only when that verb runs, so `armworld --help` is quick and a missing optional package
-hurts only the verb that needs it. Exit codes: 0 done, 1 a check failed (`verify`, `validate`), 2 bad input (one line
-on stderr), 130 interrupted (what was done is kept), 141 whoever read the output went away.
+hurts only the verb that needs it. Exit codes: 0 done, 1 a check failed (`verify`, `validate`), 2 bad input or out of
+memory (one line on stderr), 130 interrupted (what was done is kept), 141 whoever read the output went away.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ VERBS = {
         "armworld.worldmodel.posttrain", "PosttrainConfig", "posttrain", "train the action-conditioned predictor"
     ),
     "align": Verb("armworld.worldmodel.align", "AlignConfig", "align", "align a model's energy with distance"),
+    "convert": Verb("armworld.worldmodel.convert", "ConvertConfig", "convert", "write a checkpoint in another format"),
     "recipe": Verb("armworld.worldmodel.recipe", "RecipeConfig", "recipe", "make the shipped weights, start to end"),
     "bc": Verb(
         "armworld.baselines.bc", "BCTrainConfig", "train", "train behaviour cloning (Octo-style, or on features)"
@@ -116,9 +117,27 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE  # as a shell tells it: the command has not ended its work
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("ARMWORLD_TRACEBACK"):
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        full = out_of_memory(error)
+        if os.environ.get("ARMWORLD_TRACEBACK") or (isinstance(error, RuntimeError) and not full):
             raise
-        print(f"armworld: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"armworld: {full or ' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """One line on what to do where memory ran out, the processor's or a device's; None for any other error.
+
+    Torch's errors are known by name and text: importing it takes seconds.
+    """
+    text = " ".join(str(error).split())
+    torchs = type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "can't allocate memory" in text
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and torchs):
+        return None
+    _, _, reason = text.rpartition("DefaultCPUAllocator: ")
+    reason = reason.split(". ")[0].rstrip(".") or "out of memory"
+    return (
+        f"{reason}. What was saved is kept; run the command again with a smaller --batch, with --dtype bfloat16 or "
+        "with --device cpu, as far as the verb has them"
+    )
