@@ -91,15 +91,18 @@ def look(job: Look) -> dict[str, Any]:
     return plain(record)
 
 
-def walk(env: gymnasium.Env, moves: int, seed: int, wide: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def walk(
+    env: gymnasium.Env, moves: int, seed: int, wide: bool = False, hands: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Random moves from a fresh episode: frames uint8 [moves + 1, H, W, 3] of the first camera, states [moves + 1, 7].
 
-    Near where the episode begins, or `wide`: through the whole workspace. Truncation is ignored: nothing here is an
-    episode of the task.
+    Near where the episode begins, or `wide`: through the whole workspace, and with `hands` down to the table, turning
+    and gripping. Truncation is ignored: nothing here is an episode of the task.
     """
-    from armworld.planners.calibrating import RandomMoves, WideMoves
+    from armworld.planners.calibrating import RandomMoves, wide_moves
 
-    walker = (WideMoves if wide else RandomMoves)(np.random.default_rng([seed, STREAM]))
+    rng = np.random.default_rng([seed, STREAM])
+    walker = wide_moves(rng, hands) if wide else RandomMoves(rng)
     observation, _ = env.reset(seed=seed)
     camera = next(name for name in observation if name != "state")
     seen = [observation]

@@ -2,6 +2,7 @@
 
 armworld preflight --azimuth 30                          # a camera of the simulated cell
 armworld preflight --azimuth 30 --moves 128              # ... and a model that has learned to see from there
+armworld preflight --lab lab2 --moves 512 --hands        # ... and to grasp there
 armworld preflight --sim                                 # the simulated robot, through the real client
 armworld preflight --host ... --cameras ... --live       # an arm, after a typed confirmation
 """
@@ -44,6 +45,7 @@ class Watch:
             rendered from the rig that the shipped models were trained on.
         moves: Random moves through the workspace after the jogs, from which the model learns to see from this camera
             (`worldmodel.adapt`); the adapted model is out/model, and the verdict is its. 0: none; 64 to 256 do.
+        hands: The moves also turn the hand, move the fingers and go down to the table: to grasp here. 512 do.
         seed: Of the scene, the search and the moves (of the range for choosing settings).
         live: With --host: jog the arm, after a typed confirmation. Otherwise an arm is only looked at.
         out: Folder for preflight.json, preflight.png and index.html.
@@ -54,6 +56,7 @@ class Watch:
     camera: str | None = None
     reference: Path | None = None
     moves: int = 0
+    hands: bool = False
     seed: int = 1_000_000
     live: bool = False
     out: Path = Path("runs/preflight")
@@ -75,6 +78,8 @@ class PreflightConfig(Views, Watch, CellConfig):
         check_name("lab", self.lab, LABS)
         if self.moves and self.moves < FEWEST_MOVES:
             raise ValueError(f"moves must be 0 or at least {FEWEST_MOVES}, got {self.moves}")
+        if self.hands and not self.moves:
+            raise ValueError("--hands is about random moves: say how many with --moves")
         if not self.moves and (self.out / ADAPTED).exists():
             raise ValueError(f"{self.out / ADAPTED} was adapted in an earlier run; choose another --out")
         if self.reference is not None and not self.reference.is_file():
@@ -131,9 +136,10 @@ def preflight_scene(config: PreflightConfig, console: Console | None = None) -> 
             model = told_camera(model, env, camera)
             reading = Reading(read_jogs(model, seen, config.seed))
             if config.moves:
-                recorded, out = walk(env, config.moves, config.seed, wide=True), config.out / ADAPTED
+                recorded = walk(env, config.moves, config.seed, wide=True, hands=config.hands)
                 console.print(f"Learning from {config.moves} moves ...")
-                reading = adapted_reading(model, seen, reading.before, recorded, config.seed, out, config.model)
+                out, name = config.out / ADAPTED, config.model
+                reading = adapted_reading(model, seen, reading.before, recorded, config.seed, out, name)
             reference = _reference(config, env, camera)  # which puts the camera elsewhere
     finally:
         env.close()

@@ -19,6 +19,8 @@ MOVE_M, RADIUS_M, RISE_M = 0.06, 0.12, 0.02
 FEWEST_MOVES = 15  # that a model is adapted with; fewer tell too little of a view
 WIDE_M = 0.10  # length of a move through the whole workspace
 WORKSPACE = np.array([[0.36, -0.25, 0.24], [0.62, 0.25, 0.46]])  # m, flange: where reach begins and ends
+LOW_M = 0.17  # m, flange: where the shipped grippers' fingers are just above the table
+TURN_RAD, LARGEST_TURN_RAD, GRIP_SHARE = 0.7, 0.3, 0.4  # of hands' moves: yaw either way, in one move, gripper's moves
 
 
 class RandomMoves:
@@ -47,7 +49,11 @@ class RandomMoves:
 
 
 class WideMoves:
-    """Moves through a box towards random places in it: what a model is adapted with (`worldmodel.adapt`)."""
+    """Moves through a box towards random places in it: what a model is adapted with (`worldmodel.adapt`).
+
+    With `hands` each also turns the hand about the vertical, to a random yaw near the one that it began with, and some
+    open or close the gripper, fully or in part: what a model must see to grasp.
+    """
 
     def __init__(
         self,
@@ -55,17 +61,40 @@ class WideMoves:
         low: np.ndarray = WORKSPACE[0],
         high: np.ndarray = WORKSPACE[1],
         step_m: float = WIDE_M,
+        hands: bool = False,
     ) -> None:
         """The box's corners [3] (m, base frame; flange) and the longest move (m)."""
         if not (np.asarray(low) < np.asarray(high)).all() or step_m <= 0:
             raise ValueError(f"expected low < high and step_m > 0, got {low}, {high} and {step_m}")
-        self.rng, self.low, self.high, self.step_m = rng, low, high, step_m
+        self.rng, self.low, self.high, self.step_m, self.hands = rng, low, high, step_m, hands
+        self._yaw: float | None = None
 
     def next(self, state: np.ndarray) -> np.ndarray:
         """The next action float32 [7] from the robot state [7]."""
-        way = self.rng.uniform(self.low, self.high) - np.asarray(state, np.float64)[:3]
+        state = np.asarray(state, np.float64)
+        way = self.rng.uniform(self.low, self.high) - state[:3]
         way *= min(1.0, self.step_m / max(float(np.linalg.norm(way)), 1e-9))
-        return np.array([*way, 0, 0, 0, 0], np.float32)
+        return np.array([*way, 0, 0, *(self._hand(state) if self.hands else (0, 0))], np.float32)
+
+    def _hand(self, state: np.ndarray) -> tuple[float, float]:
+        """Change of yaw (rad) and closedness."""
+        if self._yaw is None:
+            self._yaw = float(state[5])
+        yaw = self._yaw + self.rng.uniform(-TURN_RAD, TURN_RAD)
+        turn = (yaw - state[5] + np.pi) % (2 * np.pi) - np.pi
+        closedness = self.rng.choice([0.0, 1.0, self.rng.uniform()])
+        moved = self.rng.random() < GRIP_SHARE
+        return float(np.clip(turn, -LARGEST_TURN_RAD, LARGEST_TURN_RAD)), closedness - state[6] if moved else 0.0
+
+
+def wide_moves(rng: np.random.Generator, hands: bool, box: np.ndarray | None = None) -> WideMoves:
+    """Through `box` [2, 3] (by default `roaming_box`), with turns and grips or without."""
+    return WideMoves(rng, *(roaming_box(hands) if box is None else box), hands=hands)
+
+
+def roaming_box(hands: bool) -> np.ndarray:
+    """Corners [2, 3] (m) of `WORKSPACE`; for hands' moves down to just above the table."""
+    return np.vstack([[*WORKSPACE[0, :2], LOW_M], WORKSPACE[1]]) if hands else WORKSPACE
 
 
 def moves_from(z: Tensor, states: np.ndarray) -> Moves:

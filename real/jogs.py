@@ -138,7 +138,7 @@ def preflight_arm(config: PreflightConfig, console: Console | None = None, ask: 
     camera = config.camera or facts.camera
     limits = config.limits(facts.step_seconds)
     if config.moves:
-        room_to_roam(limits)
+        room_to_roam(limits, config.hands)
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals(stop))
         cell = open_cell(config, facts.size, camera, "cup", config.lab, stack)
@@ -152,7 +152,8 @@ def preflight_arm(config: PreflightConfig, console: Console | None = None, ask: 
             console.print("Nothing was moved. Give --live to jog the arm.")
             return 0
         if config.live:
-            roams = f" and moved {config.moves} times through its workspace" if config.moves else ""
+            how = ", down to the table, turning and gripping" if config.hands else ""
+            roams = f" and moved {config.moves} times through its workspace{how}" if config.moves else ""
             what = f"the arm at {config.host} will be jogged by 5 cm along each axis{roams}"
             confirm_live(config.host, what, limits, ask, console)
             if not checked.fresh(time.monotonic()) and not preflight(cell, gate, config.out).ok:
@@ -164,7 +165,8 @@ def preflight_arm(config: PreflightConfig, console: Console | None = None, ask: 
             else read_picture(config.reference, facts.size)
         )
         examined = examine(model, driver, camera, reference, config.out, asdict(config), config.seed)
-        recorded = roam_arm(driver, camera, config.moves, config.seed) if examined and config.moves else None
+        roaming = examined and config.moves
+        recorded = roam_arm(driver, camera, config.moves, config.seed, config.hands) if roaming else None
     if examined is None or (config.moves and recorded is None) or stop.event.is_set():
         console.print(f"stopped: {stop.reason}")
         return 130

@@ -33,13 +33,15 @@ class Mover:
         self.seen, self.count = driver.look(), 0
         self.home = np.asarray(self.seen["state"], float)
 
-    def target(self, action: np.ndarray) -> np.ndarray:
+    def target(self, action: np.ndarray, hands: bool = False) -> np.ndarray:
         """The state [7] that an action [7] leads to from here, with the turn and the closedness of the beginning.
 
-        Taken from what is measured, an arm that sags a little would sag more with every move.
+        Taken from what is measured, an arm that sags a little would sag more with every move. With `hands` the yaw and
+        the closedness are those of the action.
         """
         wanted = apply_action(np.asarray(self.seen["state"], float), np.asarray(action, float))
-        wanted[3:] = self.home[3:]
+        kept = slice(3, 5 if hands else 7)
+        wanted[kept] = self.home[kept]
         return wanted
 
     def move(self, action: np.ndarray) -> Observation:

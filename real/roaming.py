@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from armworld.planners.calibrating import WORKSPACE, WideMoves
+from armworld.planners.calibrating import WideMoves, roaming_box, wide_moves
 from armworld.real.driving import Driver
 from armworld.real.limits import Limits
 from armworld.real.moving import JogFailed, Mover
@@ -18,21 +18,17 @@ SHORT_M = 0.02  # a shorter way tells little
 TRIES = 200  # draws of one move
 
 
-def room_to_roam(limits: Limits) -> np.ndarray:
-    """Corners [2, 3] (m) of where the flange may go by random moves: `WORKSPACE`, as far as it lies inside the boxes.
+def room_to_roam(limits: Limits, hands: bool = False) -> np.ndarray:
+    """Corners [2, 3] (m) of where the flange may go by random moves: `roaming_box`, as far as it lies inside the boxes.
 
     Raises:
         JogFailed: Nothing is left of it.
     """
-    fingers = limits.fingers
+    fingers, (lowest, highest) = limits.fingers, roaming_box(hands)
     reach = np.array([fingers.half_span_m, fingers.half_span_m, fingers.length_m])
-    low = np.max(
-        [WORKSPACE[0], np.add(limits.workspace.low, CLEAR_M), np.array(limits.fingertips.low) + reach + CLEAR_M], 0
-    )
+    low = np.max([lowest, np.add(limits.workspace.low, CLEAR_M), np.array(limits.fingertips.low) + reach + CLEAR_M], 0)
     reach[2] = -fingers.length_m  # the tips point down
-    high = np.min(
-        [WORKSPACE[1], np.subtract(limits.workspace.high, CLEAR_M), limits.fingertips.high - reach - CLEAR_M], 0
-    )
+    high = np.min([highest, np.subtract(limits.workspace.high, CLEAR_M), limits.fingertips.high - reach - CLEAR_M], 0)
     if not (high - low >= NARROWEST_M).all():
         left = f"{np.round(low, 3).tolist()} to {np.round(high, 3).tolist()} m"
         raise JogFailed(
@@ -41,8 +37,12 @@ def room_to_roam(limits: Limits) -> np.ndarray:
     return np.stack([low, high])
 
 
-def roam_arm(driver: Driver, camera: str, moves: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Random moves, and back to where the arm stood if it is not there within `SHORT_M`.
+def roam_arm(
+    driver: Driver, camera: str, moves: int, seed: int, hands: bool = False
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Random moves, with `hands` turns and grips too and down to the table.
+
+    Then back to where the arm stood, if it is not within `SHORT_M` of it or has turned and gripped.
 
     Answers frames uint8 [moves + 1, H, W, 3] and states [moves + 1, 7]; None where the driver's stop request ended
     them.
@@ -53,14 +53,14 @@ def roam_arm(driver: Driver, camera: str, moves: int, seed: int) -> tuple[np.nda
         DeviceError: A device does not answer.
     """
     check_name("camera", camera, driver.cell.cameras)
-    random = WideMoves(np.random.default_rng(seed), *room_to_roam(driver.gate.limits))
+    random = wide_moves(np.random.default_rng(seed), hands, room_to_roam(driver.gate.limits, hands))
     mover = Mover(driver, "move", lambda count: f"random move {count}" if count < moves else "the way back")
     seen = [mover.seen]
     try:
         for _ in range(moves):
             seen.append(mover.drive(_draw(random, mover)))
         here = np.asarray(mover.seen["state"], float)
-        if _far(here, mover.home) and driver.gate.clear(here, mover.home):
+        if (hands or _far(here, mover.home)) and driver.gate.clear(here, mover.home):
             mover.drive(mover.home)
     except JogFailed:
         if driver.stop.event.is_set():
@@ -74,7 +74,7 @@ def _draw(random: WideMoves, mover: Mover) -> np.ndarray:
     here, gate = np.asarray(mover.seen["state"], float), mover.driver.gate
     margin = CLEAR_M / 2 if gate.clear(here, here, CLEAR_M / 2) else 0.0  # an arm at a wall must get away from it
     for _ in range(TRIES):
-        target = mover.target(random.next(here))
+        target = mover.target(random.next(here), random.hands)
         if _far(here, target) and gate.clear(here, target, margin):
             return target
     raise JogFailed(

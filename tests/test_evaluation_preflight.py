@@ -138,6 +138,8 @@ def test_the_moves_are_recorded_from_the_camera_that_is_asked_about(
     assert "as the model read the jogs before" in (tmp_path / "index.html").read_text()
     with pytest.raises(ValueError, match="moves must be 0 or at least 15, got 3"):
         PreflightConfig(moves=3)
+    with pytest.raises(ValueError, match="--hands is about random moves: say how many with --moves"):
+        PreflightConfig(hands=True)
     (tmp_path / "model").mkdir()
     with pytest.raises(ValueError, match="was adapted in an earlier run"):
         PreflightConfig(out=tmp_path)

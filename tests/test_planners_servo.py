@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from armworld.planners.calibrating import WORKSPACE, WideMoves
+from armworld.planners.calibrating import LOW_M, WORKSPACE, WideMoves, wide_moves
 from armworld.planners.mpc import AgentConfig, PlanningAgent
 from armworld.planners.objectives import AlignedL1, FinalL1, LatentGoal
 from armworld.planners.plans import GRIPPER, YAW, Plan
@@ -93,8 +93,8 @@ def test_the_shorter_turn_and_the_gripper_as_the_objective_compares_it() -> None
     assert float(step(servo(space=space), here, there, exact).actions[0, 0, GRIPPER]) == pytest.approx(-0.3)
 
 
-def walk(count: int) -> np.ndarray:
-    moves, state, states = WideMoves(np.random.default_rng(1)), START, [START]
+def walk(count: int, hands: bool = False) -> np.ndarray:
+    moves, state, states = wide_moves(np.random.default_rng(1), hands), START, [START]
     for _ in range(count):
         state = apply_action(state, moves.next(state).astype(np.float64))
         states.append(state)
@@ -108,6 +108,18 @@ def test_wide_moves_stay_in_their_box_and_fill_it() -> None:
     assert np.linalg.norm(np.diff(places, axis=0), axis=1).max() <= 0.1 + 1e-6
     with pytest.raises(ValueError, match="low < high"):
         WideMoves(np.random.default_rng(0), WORKSPACE[1], WORKSPACE[0])
+
+
+def test_moves_of_hands_go_down_to_the_table_turn_both_ways_and_grip() -> None:
+    states = walk(400, hands=True)
+    assert LOW_M <= states[:, 2].min() < LOW_M + 0.03
+    turned = np.unwrap(states[:, 5]) - START[5]
+    assert -0.7 <= turned.min() < -0.5 and 0.5 < turned.max() <= 0.7
+    assert np.abs(np.diff(turned)).max() <= 0.3 + 1e-6
+    closedness, grips = states[:, 6], np.abs(np.diff(states[:, 6])) > 1e-6
+    assert closedness.min() == 0 and closedness.max() == 1 and 0.1 < (closedness % 1 > 0).mean() < 0.6
+    assert 0.2 < grips.mean() < 0.5  # two fifths of the moves, some of which find the fingers where they want them
+    assert (walk(20)[:, 3:] == START[3:]).all()
 
 
 def test_readings_lead_to_the_goal() -> None:

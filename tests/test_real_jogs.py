@@ -189,6 +189,19 @@ def test_random_moves_keep_clear_of_boxes_and_end_where_they_began(tmp_path: Pat
     np.testing.assert_allclose(driver.look()["state"][:3], places[0], atol=0.0025)
 
 
+def test_random_moves_of_hands_turn_and_grip_above_the_table_and_come_back(tmp_path: Path) -> None:
+    low, _ = room_to_roam(LIMITS, hands=True)
+    assert low[2] < room_to_roam(LIMITS)[0][2] and low[2] >= LIMITS.fingertips.low[2] + LIMITS.fingers.length_m
+    driver = make_driver(tmp_path, FakeArm(np.array([0.45, 0.1, 0.35, np.pi, 0, 0])))
+    recorded = roam_arm(driver, "left", 16, 0, hands=True)
+    assert recorded is not None
+    states = recorded[1]
+    assert np.ptp(states[:, 5]) > 0.3 and np.ptp(states[:, 6]) > 0.5 and (states[1:, 2] > low[2] - 0.005).all()
+    now = np.asarray(driver.look()["state"])
+    np.testing.assert_allclose(now[:3], states[0, :3], atol=0.0025)
+    np.testing.assert_allclose(now[5:], states[0, 5:], atol=0.06)
+
+
 def test_random_moves_get_an_arm_away_from_a_wall_beside_it(tmp_path: Path) -> None:
     post = Box((0.44, -0.06, 0.0), (0.52, 0.06, 0.5))
     driver = make_driver(tmp_path, FakeArm(np.array([0.48, 0.104, 0.35, np.pi, 0, 0])))

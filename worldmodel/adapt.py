@@ -67,6 +67,17 @@ class AdaptConfig:
                 f"noise must be >= 0, imagined_share lie in [0, 1] and learning_rate be positive, got {self}"
             )
 
+    @staticmethod
+    def for_moves(moves: int) -> AdaptConfig:
+        """The defaults, and more steps where there is more to learn from: 400 and 900 for 512 moves."""
+        default = AdaptConfig()
+        predictor, readout = round(moves / 1.28), round(moves / 0.57)
+        return replace(
+            default,
+            predictor_steps=max(default.predictor_steps, predictor),
+            readout_steps=max(default.readout_steps, readout),
+        )
+
 
 def adapt(
     model: VJEPA2AC,
@@ -82,13 +93,13 @@ def adapt(
         frames: uint8 [T, H, W, 3] RGB, one step of the model apart.
         states: The arm's states [T, 7] there (m, rad, closedness; base frame).
         generator: Draws clips and noise.
-        config: See `AdaptConfig`.
+        config: See `AdaptConfig`; by default `AdaptConfig.for_moves`.
 
     Raises:
         ValueError: Frames and states that do not belong together, too few of them, values that are not finite, a model
             in another precision, or a loss that is not a number.
     """
-    config = config or AdaptConfig()
+    config = config or AdaptConfig.for_moves(len(frames) - 1)
     states = np.asarray(states, np.float32)
     if frames.ndim != 4 or states.shape != (len(frames), 7) or len(frames) < max(FEWEST, config.rollout + 1):
         fewest = max(FEWEST, config.rollout + 1)
@@ -124,7 +135,7 @@ def adapt_and_save(
 
     Its card keeps that of `name`, the checkpoint that `model` was loaded from.
     """
-    config = config or AdaptConfig()
+    config = config or AdaptConfig.for_moves(len(frames) - 1)
     adapted = adapt(model, frames, states, torch.Generator().manual_seed(seed), config)
     learned = {"from": name, "moves": len(frames) - 1, "seed": seed, **asdict(config)}
     about = {**load_checkpoint(name).about, "adapted": learned}
