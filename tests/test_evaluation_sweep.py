@@ -196,7 +196,7 @@ def test_correcting_needs_a_model() -> None:
 def test_a_model_is_adapted_at_every_camera_and_plays_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small model in the simulated cell: learned, stored, used, told; resumed without learning again."""
     short = AdaptConfig(predictor_steps=2, readout_steps=2, clips=2, frames=4)
-    monkeypatch.setattr("armworld.worldmodel.adapt.AdaptConfig", lambda: short)
+    monkeypatch.setattr(AdaptConfig, "for_moves", staticmethod(lambda moves: short))
     torch.manual_seed(0)
     encoder = small.encoder()
     width = encoder.config.width
