@@ -99,10 +99,10 @@ def walk(
     Near where the episode begins, or `wide`: through the whole workspace, and with `hands` down to the table, turning
     and gripping. Truncation is ignored: nothing here is an episode of the task.
     """
-    from armworld.planners.calibrating import RandomMoves, wide_moves
+    from armworld.planners.calibrating import RandomMoves, WideMoves, roaming_box
 
     rng = np.random.default_rng([seed, STREAM])
-    walker = wide_moves(rng, hands) if wide else RandomMoves(rng)
+    walker = WideMoves(rng, *roaming_box(hands), hands=hands) if wide else RandomMoves(rng)
     observation, _ = env.reset(seed=seed)
     camera = next(name for name in observation if name != "state")
     seen = [observation]

@@ -87,11 +87,6 @@ class WideMoves:
         return float(np.clip(turn, -LARGEST_TURN_RAD, LARGEST_TURN_RAD)), closedness - state[6] if moved else 0.0
 
 
-def wide_moves(rng: np.random.Generator, hands: bool, box: np.ndarray | None = None) -> WideMoves:
-    """Through `box` [2, 3] (by default `roaming_box`), with turns and grips or without."""
-    return WideMoves(rng, *(roaming_box(hands) if box is None else box), hands=hands)
-
-
 def roaming_box(hands: bool) -> np.ndarray:
     """Corners [2, 3] (m) of `WORKSPACE`; for hands' moves down to just above the table."""
     return np.vstack([[*WORKSPACE[0, :2], LOW_M], WORKSPACE[1]]) if hands else WORKSPACE

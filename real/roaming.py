@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from armworld.planners.calibrating import WideMoves, roaming_box, wide_moves
+from armworld.planners.calibrating import WideMoves, roaming_box
 from armworld.real.driving import Driver
 from armworld.real.limits import Limits
 from armworld.real.moving import JogFailed, Mover
@@ -53,7 +53,8 @@ def roam_arm(
         DeviceError: A device does not answer.
     """
     check_name("camera", camera, driver.cell.cameras)
-    random = wide_moves(np.random.default_rng(seed), hands, room_to_roam(driver.gate.limits, hands))
+    room = room_to_roam(driver.gate.limits, hands)
+    random = WideMoves(np.random.default_rng(seed), *room, hands=hands)
     mover = Mover(driver, "move", lambda count: f"random move {count}" if count < moves else "the way back")
     seen = [mover.seen]
     try:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from armworld.planners.calibrating import LOW_M, WORKSPACE, WideMoves, wide_moves
+from armworld.planners.calibrating import LOW_M, WORKSPACE, WideMoves, roaming_box
 from armworld.planners.mpc import AgentConfig, PlanningAgent
 from armworld.planners.objectives import AlignedL1, FinalL1, LatentGoal
 from armworld.planners.plans import GRIPPER, YAW, Plan
@@ -94,7 +94,8 @@ def test_the_shorter_turn_and_the_gripper_as_the_objective_compares_it() -> None
 
 
 def walk(count: int, hands: bool = False) -> np.ndarray:
-    moves, state, states = wide_moves(np.random.default_rng(1), hands), START, [START]
+    moves = WideMoves(np.random.default_rng(1), *roaming_box(hands), hands=hands)
+    state, states = START, [START]
     for _ in range(count):
         state = apply_action(state, moves.next(state).astype(np.float64))
         states.append(state)
