@@ -52,21 +52,36 @@ def fit_probe(features: Tensor, targets: np.ndarray, groups: np.ndarray, rng: np
     held_out = np.isin(groups, names[: max(1, len(names) // 4)])
     train, check = np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
+    fold = _Ridge(features[train], targets[train])
+    kernel = fold.kernel_with(features[check])
+
     def error(ridge: float) -> float:
-        probe = _ridge(features[train], targets[train], ridge)
-        return float(np.square(probe(features[check]) - targets[check]).mean())
+        found = kernel @ fold.weights(ridge) + fold.offset
+        return float(np.square(found.numpy() - targets[check]).mean())
 
-    return _ridge(features, targets, min(RIDGES, key=error))
+    ridge = min(RIDGES, key=error)
+    whole = _Ridge(features, targets)
+    return Probe(whole.inputs, whole.weights(ridge), whole.centre, whole.offset, ridge)
 
 
-def _ridge(features: Tensor, targets: np.ndarray, ridge: float) -> Probe:
-    flat = features.flatten(-2).float()
-    centre, offset = flat.mean(0), torch.from_numpy(np.asarray(targets, np.float64)).mean(0)
-    inputs = flat - centre
-    kernel = (inputs @ inputs.T).double()
-    kernel.diagonal().add_(ridge * kernel.diagonal().mean() + 1e-12)
-    weights = torch.linalg.solve(kernel, torch.from_numpy(np.asarray(targets, np.float64)) - offset)
-    return Probe(inputs, weights, centre, offset, ridge)
+class _Ridge:
+    """Ridge regressions of the same targets on the same features: the kernel is computed once for all penalties."""
+
+    def __init__(self, features: Tensor, targets: np.ndarray) -> None:
+        flat, wanted = features.flatten(-2).float(), torch.from_numpy(np.asarray(targets, np.float64))
+        self.centre, self.offset = flat.mean(0), wanted.mean(0)
+        self.inputs, self._targets = flat - self.centre, wanted - self.offset
+        self._kernel = (self.inputs @ self.inputs.T).double()
+
+    def kernel_with(self, features: Tensor) -> Tensor:
+        """float64 [m, n]: of features [m, N, D] with the n that were learned from."""
+        return ((features.flatten(-2).float() - self.centre) @ self.inputs.T).double()
+
+    def weights(self, ridge: float) -> Tensor:
+        """Dual weights [n, K] at a penalty in units of the kernel's mean diagonal."""
+        kernel = self._kernel.clone()
+        kernel.diagonal().add_(ridge * kernel.diagonal().mean() + 1e-12)
+        return torch.linalg.solve(kernel, self._targets)
 
 
 @dataclass(frozen=True)
