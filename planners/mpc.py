@@ -19,7 +19,7 @@ from armworld.planners.gripper import with_gripper_understood
 from armworld.planners.objectives import AlignedL1, LatentGoal, Objective, needs_goal_state
 from armworld.planners.plans import GRIPPER, YAW, Plan, PlanningError, Statistics, WarmStart, shift
 from armworld.planners.sampling import Planner
-from armworld.types import Goal, Observation, check_name
+from armworld.types import EXECUTED, Goal, Observation, check_name
 
 if TYPE_CHECKING:
     from armworld.worldmodel.model import WorldModel
@@ -172,7 +172,9 @@ class PlanningAgent:
             assert isinstance(self.objective, AlignedL1)
             self._goals = with_gripper_understood(self._goals, self.objective.readout)
         self._budgets = goal.budgets
-        self._subgoal = self._steps_here = self._holds = 0
+        self._subgoal = self._holds = 0
+        self._steps_here = 0.0
+        self._done: np.ndarray | None = None  # the last action, as it was carried out
         self._resting = False
         self._queue: deque[np.ndarray] = deque()
         self._frames: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.config.context)
@@ -190,6 +192,7 @@ class PlanningAgent:
         if not self._goals:
             raise ValueError("PlanningAgent.act needs a goal first: call reset(goal)")
         self._started = time.perf_counter()
+        self._count_what_was_done(observation)
         self._frames.append((self._encode(observation), self._state(observation)))
         energy = self._advance()
         encoded = time.perf_counter()
@@ -199,8 +202,19 @@ class PlanningAgent:
             self._plan()
         action = np.zeros(7, np.float32) if self._resting else self._queue.popleft()
         self._steps_here += 1
+        self._done = action
         self._record(planned, energy, encoded - self._started, time.perf_counter() - encoded)
         return action
+
+    def _count_what_was_done(self, observation: Observation) -> None:
+        """Budgets and patience count a step by what was done of it, where a safety gate holds or shortens steps."""
+        executed = observation.get(EXECUTED)
+        if executed is None or self._done is None:
+            return
+        asked, went = (float(np.linalg.norm(action[:3])) for action in (self._done, executed))
+        if asked > self.config.arrived_m:
+            self._steps_here -= 1 - min(1.0, went / asked)
+        self._done = executed
 
     def _plan(self) -> None:
         self._searches = []
@@ -264,7 +278,7 @@ class PlanningAgent:
     def _pursue(self, subgoal: int) -> None:
         """Begin with a sub-goal."""
         self._subgoal = subgoal
-        self._steps_here = self._holds = 0
+        self._steps_here, self._holds = 0.0, 0
         self._queue.clear()
         self.last_plan = None  # a plan for another goal is no warm start
 

@@ -22,7 +22,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from armworld.planners.mpc import PlanningAgent
 from armworld.planners.objectives import AlignedL1, LatentGoal, PatchWeightedL1
 from armworld.planners.plans import GRIPPER, YAW, PlanningError
 from armworld.planners.turning import TurnedModel, turn_actions
-from armworld.types import Goal, Observation
+from armworld.types import Goal
 
 CHANGE = 0.1  # of the gripper's stroke that counts as closing or opening
 EMPTY = 0.3  # of the stroke further closed than the goal shows: nothing is held
@@ -91,15 +90,9 @@ class VerticalAgent(PlanningAgent):
         self._undecided = set[int]()
         self._closing: int | None = None
         self._tries = self.vertical.retries
-        self._sent: np.ndarray | None = None
         self._scores: dict[float, float] = {}
         self._imagined: dict[float, float] = {}  # depths of the present stage that have a score already
         self.depths = []
-
-    def act(self, observation: Observation) -> np.ndarray:
-        """The next action; see `PlanningAgent.act`."""
-        self._sent = super().act(observation)
-        return self._sent
 
     def _advance(self) -> float:
         closedness = float(self._frames[-1][1][0, 0, GRIPPER])
@@ -128,7 +121,7 @@ class VerticalAgent(PlanningAgent):
 
     def _is_stopped(self) -> bool:
         """Whether the hand was sent down in the last step and did not go: something is in its way."""
-        sent = 0.0 if self._sent is None else -float(self._sent[2])
+        sent = 0.0 if self._done is None else -float(self._done[2])
         went = float(self._before[2] - self._frames[-1][1][0, 0, 2])
         return sent > STOPPED and went < 0.3 * sent
 
@@ -216,7 +209,7 @@ class VerticalAgent(PlanningAgent):
         """
         hand, depths = self._place, (0.0, *self.vertical.depths)
         at_once = len(depths) if self.config.seconds_per_action is None else 1
-        self._steps_here = 0  # holding still for want of time is no step of the stage
+        self._steps_here = 0.0  # holding still for want of time is no step of the stage
         while left := [depth for depth in depths if depth not in self._imagined]:
             self._imagine(hand, tuple(left[:at_once]))
             if len(left) > at_once and self._out_of_time():

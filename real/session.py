@@ -24,6 +24,7 @@ from armworld.real.gate import Decision, SafetyGate, Situation, Watchdog
 from armworld.real.journal import Journal
 from armworld.real.protocols import ArmReading, DeviceError, DeviceLost, Reflex
 from armworld.real.senses import TICK_S, Seen, Senses
+from armworld.types import EXECUTED
 
 ENDED_WELL = ("steps", "arrived")
 FAULTS = ("device_lost", "reflex", "device_error", "agent_gone", "ended")  # reasons of holds that are not the gate's
@@ -60,6 +61,7 @@ class Session:
         self._held_in_row = 0
         self._slow_left = config.slow_steps
         self._commanded: np.ndarray | None = None
+        self._executed = np.zeros(7)  # since the agent was last asked
         self._waiting_tag: int | None = None
         self._standing = False  # nothing was commanded since the arm was stopped
         self._sent_s = -np.inf  # when the last command was sent, and the robot's clock then (NaN after a stop)
@@ -169,7 +171,7 @@ class Session:
         row["admitted"] = admission.verdict == "pass"
         if not row["admitted"]:
             return self._hold(admission, row)
-        observation = {"state": seen.state.astype(np.float32)}
+        observation = {"state": seen.state.astype(np.float32), EXECUTED: self._executed.astype(np.float32)}
         observation |= {name: frame.image for name, frame in seen.frames.items()}
         reply = self._ask_agent(observation, number, row)
         if reply is None:
@@ -205,6 +207,7 @@ class Session:
         asked = time.monotonic()
         if self._waiting_tag is None:
             self.agent.request(observation, number)
+            self._executed = np.zeros(7)
             self._waiting_tag = number
             self._asked_s = asked
         while True:
@@ -244,7 +247,7 @@ class Session:
             self._commanded[6] = before[6]  # it stays stalled until it moves or is told to back off
         self._slow_left = max(0, self._slow_left - 1)
         self._sent_s, self._sent_clock_s = time.monotonic(), seen.arm.clock_s
-        row["executed"] = action_between(seen.state, sent)
+        self._executed = row["executed"] = action_between(seen.state, sent)
         row["latency"]["command"] = time.monotonic() - started
 
     # ------------------------------------------------------------------ holding

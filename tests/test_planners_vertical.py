@@ -112,14 +112,19 @@ def drive(
     thing: list[float],
     steps: int,
     stop: Callable[[Tensor], Tensor] = lambda frame: frame,
+    gate: Callable[[int, np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Frames [steps + 1, 2, 4] of an episode; `stop` may take back what a step did."""
+    """Frames [steps + 1, 2, 4] of an episode; `stop` may take back what a step did, `gate` changes what is done."""
     agent.reset(goal)
     seen = picture(hand, thing)
-    frames = [seen["left"]]
-    for _ in range(steps):
-        frame = stop(OneObject().step(torch.from_numpy(frames[-1]), torch.from_numpy(agent.act(seen))))
-        seen = picture(frame[0].tolist(), frame[1, :3].tolist())
+    frames, executed = [seen["left"]], {}
+    for step in range(steps):
+        action = agent.act(seen)
+        if gate is not None:
+            action = gate(step, action)
+            executed = {"executed": action}
+        frame = stop(OneObject().step(torch.from_numpy(frames[-1]), torch.from_numpy(action)))
+        seen = picture(frame[0].tolist(), frame[1, :3].tolist()) | executed
         frames.append(seen["left"])
     return np.stack(frames)
 
@@ -247,6 +252,24 @@ def test_a_hand_that_is_stopped_closes_where_it_is() -> None:
     agent = make_agent(VerticalConfig(depths=(0.16,)), OneObject(blind=True))
     frames = drive(agent, lifted(), [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 20, floor)
     assert frames[:, 0, 2].min() == pytest.approx(0.2)
+    assert frames[-1][1, 2] > 0.5
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda step, action: action if step != 5 else 0 * action,
+        lambda step, action: action if step != 6 else 0 * action,
+        lambda step, action: action if step > 8 else 0.2 * action,
+        lambda step, action: action * np.float32(min(1, 0.02 / max(float(np.abs(action[:3]).max()), 1e-9))),
+    ],
+    ids=["held in step 5", "held in step 6", "slow at first", "at most 2 cm"],
+)
+def test_a_step_that_a_gate_held_or_shortened_is_no_obstacle(gate: Callable[[int, np.ndarray], np.ndarray]) -> None:
+    agent = make_agent()
+    frames = drive(agent, lifted(), [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 40, gate=gate)
+    closing = int((frames[:, 0, 3] > 0.2).argmax())
+    assert frames[closing, 0, 2] < 0.5, "it closes in the air"
     assert frames[-1][1, 2] > 0.5
 
 

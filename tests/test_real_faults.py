@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from armworld.evaluation.files import write_json
-from armworld.real.agent_process import Reply
+from armworld.real.agent_process import InlineAgent, Reply
 from armworld.real.journal import read_frame
 from armworld.real.limits import Box
 from armworld.real.protocols import DeviceError, DeviceLost, Reflex
@@ -55,6 +55,23 @@ def test_first_moves_are_slow(rig):
     r.run()
     steps = np.diff([0.45, *[pose[0] for pose in r.arm.commands]])
     np.testing.assert_allclose(steps, [0.0025, 0.0025, 0.0125, 0.0125], rtol=1e-6)
+
+
+def test_the_agent_is_told_what_was_done(rig):
+    """Slow steps first, then one that is held; the first observation comes after nothing."""
+    told = []
+
+    class Telling:
+        def reset(self, goal):
+            pass
+
+        def act(self, observation):
+            told.append(observation["executed"])
+            return np.array([0.1, 0, 0, 0, 0, 0, 0]) if len(told) != 3 else np.full(7, np.nan)
+
+    rig(link=InlineAgent(Telling()), steps=5, slow_steps=1).run()
+    assert all(one.dtype == np.float32 and one.shape == (7,) for one in told)
+    np.testing.assert_allclose([one[0] for one in told], [0, 0.0025, 0.0125, 0, 0.0125], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ An observation is a plain dict, the same in simulation, in a dataset and on a re
 | --- | --- |
 | `"state"` | float32 [7]: flange position (m), extrinsic-xyz Euler angles (rad), gripper closedness; base frame |
 | a camera's name (`"left"`, `"right"`, `"wrist"` ...) | uint8 [H, W, 3] RGB |
+| `"executed"` | float32 [7]: what was done since the observation before, where that may differ from what was asked (a safety gate shortens and holds); absent elsewhere |
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 Observation = dict[str, np.ndarray]
+EXECUTED = "executed"
 
 
 @dataclass(frozen=True)
