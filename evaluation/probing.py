@@ -122,6 +122,8 @@ def fit_axes(commanded: np.ndarray, predicted: np.ndarray) -> Axes:
 def ranking(predicted: Tensor, outcomes: Tensor) -> np.ndarray:
     """Ranks int [C, K] (1 is best): where each outcome's own action stands among K, judged by mean |ẑ - z|.
 
+    Of equals the own action is the last, and so it is where energies are NaN: who cannot tell actions apart ranks none.
+
     Args:
         predicted: Imagined features [C, K, N, D] of K actions from each of C moments.
         outcomes: Features [C, K, N, D] that the same actions really led to.
@@ -130,7 +132,7 @@ def ranking(predicted: Tensor, outcomes: Tensor) -> np.ndarray:
     for imagined, real in zip(predicted.flatten(2).float(), outcomes.flatten(2).float(), strict=True):
         energy = torch.cdist(imagined, real, p=1)  # [action, outcome]
         own = energy.diagonal()
-        ranks.append(1 + (energy < own).sum(0).numpy())  # energy[j, k] of action j against outcome k
+        ranks.append((~(energy > own)).sum(0).numpy())  # energy[j, k] of action j against outcome k
     return np.stack(ranks)
 
 

@@ -176,6 +176,8 @@ def test_ranking_and_correlation() -> None:
     swapped = outcomes.clone()
     swapped[0, [0, 1]] = outcomes[0, [1, 0]]
     assert (ranking(swapped, outcomes)[0, :2] > 1).all() and (ranking(swapped, outcomes)[1:] == 1).all()
+    same = outcomes[:, :1].expand_as(outcomes)  # who imagines the same of all actions, or nothing, ranks none of them
+    assert (ranking(same, outcomes) == 6).all() and (ranking(same * torch.nan, outcomes) == 6).all()
     assert spearman(np.arange(5.0), np.arange(5.0) ** 3) == pytest.approx(1)
     assert spearman(np.ones(5), np.arange(5.0)) == 0
     latent, true = latent_and_true_distances([torch.tensor([0.0, 1, 3])[:, None, None]], [np.eye(3)])
