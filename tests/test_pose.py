@@ -67,3 +67,12 @@ def test_torch_and_numpy_agree_over_leading_shapes():
     for function in (apply_action, action_between):
         ours = function(torch.from_numpy(state), torch.from_numpy(action)).numpy()
         np.testing.assert_allclose(ours, function(state, action), atol=1e-12)
+
+
+def test_autocast_leaves_poses_in_their_precision():
+    generator = torch.Generator().manual_seed(0)
+    state, change = torch.randn(50, 7, generator=generator), 0.1 * torch.randn(50, 7, generator=generator)
+    wanted = apply_action(state, change), action_between(state, state + change)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = apply_action(state, change), action_between(state, state + change)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))

@@ -70,13 +70,21 @@ def _single_to_euler(matrix: Any) -> Any:
     return np.arctan2([r21, -r20, r10], [r22, cos_pitch, r00])
 
 
+def _product(first: Array, second: Array) -> Array:
+    """Their matrix product; under autocast too in the precision of what is given."""
+    if isinstance(first, torch.Tensor):
+        with torch.autocast(first.device.type, enabled=False):
+            return first @ second
+    return first @ second
+
+
 def apply_action(state: Array, action: Array) -> Array:
     """Next state [..., 7] after an action [..., 7]: positions add, rotations compose on the left (V-JEPA 2-AC).
 
     Closedness is clipped to [0, 1].
     """
     xp = _namespace(state)
-    rotation = euler_to_matrix(action[..., 3:6]) @ euler_to_matrix(state[..., 3:6])
+    rotation = _product(euler_to_matrix(action[..., 3:6]), euler_to_matrix(state[..., 3:6]))
     gripper = (state[..., 6:] + action[..., 6:]).clip(0, 1)
     parts = (state[..., :3] + action[..., :3], matrix_to_euler(rotation), gripper)
     return xp.concatenate(parts, -1)
@@ -85,6 +93,6 @@ def apply_action(state: Array, action: Array) -> Array:
 def action_between(state: Array, next_state: Array) -> Array:
     """The action [..., 7] that leads from one state [..., 7] to the next: the inverse of `apply_action`."""
     xp = _namespace(state)
-    rotation = euler_to_matrix(next_state[..., 3:6]) @ euler_to_matrix(state[..., 3:6]).swapaxes(-1, -2)
+    rotation = _product(euler_to_matrix(next_state[..., 3:6]), euler_to_matrix(state[..., 3:6]).swapaxes(-1, -2))
     parts = (next_state[..., :3] - state[..., :3], matrix_to_euler(rotation), next_state[..., 6:] - state[..., 6:])
     return xp.concatenate(parts, -1)
