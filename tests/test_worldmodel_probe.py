@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,15 @@ def test_episodes_are_split_within_each_class_and_never_across(episodes):
         episode_videos((episodes,), "behaviour", "wrist", 0.3, np.random.default_rng(0))
     with pytest.raises(ValueError, match="do not say the object; probe another target"):
         episode_videos((episodes,), "object", "left", 0.3, np.random.default_rng(0))
+
+
+def test_a_recording_rendered_again_is_on_the_side_of_its_source(episodes, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(episodes, again)
+    videos = episode_videos((episodes, again), "behaviour", "left", 0.34, np.random.default_rng(0))
+    recordings = [video.path.relative_to(episodes).parts for video in videos if again not in video.path.parents]
+    sides = [{v.test for v in videos if v.path.parts[-len(parts) :] == parts} for parts in recordings]
+    assert len(videos) == 24 and len(recordings) == 12 and all(len(side) == 1 for side in sides)
 
 
 def test_a_scene_is_on_one_side_of_the_split():

@@ -48,12 +48,14 @@ def episode_videos(
         camera: Whose video.
         held_out: Share of each class's episodes, or scenes, kept for the test (at least one).
         generator: Draws which.
-        split: By "episode", or by "scene": all episodes of a scene_id of the metadata (a lab, in our data) together.
+        split: By "episode" (one rendered again goes with its source), or by "scene": all episodes of a scene_id of the
+            metadata (a lab, in our data) together.
 
     Raises:
         ValueError: An unknown target or camera, a metadata file without the label, or a class of one episode or scene.
     """
     from armworld.datasets.clips import episode_folders
+    from armworld.datasets.store import recording_of
     from armworld.datasets.trajectory import read_trajectory
 
     check_name("probe target", target, EPISODE_TARGETS)
@@ -66,7 +68,7 @@ def episode_videos(
             label = main_direction(trajectory.states)
         else:
             label = _episode_label(folder, trajectory.metadata, target)
-        place = str(folder) if split == "episode" else _scene(folder, trajectory.metadata)
+        place = recording_of(folder) if split == "episode" else _scene(folder, trajectory.metadata)
         labelled.append((trajectory.videos[camera], label, place))
     return _split(labelled, held_out, generator)
 
