@@ -143,7 +143,8 @@ def settings_for(agent: str, task: str, settings: AgentSettings) -> AgentSetting
     `settings` may be of a class that holds more; only an agent's settings are answered.
     """
     own = AgentSettings(**{field.name: getattr(settings, field.name) for field in fields(AgentSettings)})
-    return own if agent == "cem_published" else own.for_task(task)
+    planner = own.oracle_planner if agent == "oracle" else agent
+    return own if planner == "cem_published" else own.for_task(task)
 
 
 Builder = Callable[[gymnasium.Env, Any, int, AgentSettings], Agent]
@@ -220,7 +221,7 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
 
             model = OracleDynamics(env, model)
         model = told_camera(model, env, camera_of(env, model))
-        if settings.axes_yaw:
+        if settings.axes_yaw and not oracle:  # the simulator's axes are right
             from armworld.planners.turning import TurnedModel
 
             model = TurnedModel(model, settings.axes_yaw)
@@ -236,7 +237,7 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
         aligned = isinstance(objective, AlignedL1)
         if name == "servo" and not aligned:
             raise ValueError("servo goes by the aligned objective: it needs a model with a readout (armworld align)")
-        if name == "servo" and settings.calibrate is not None:
+        if name == "servo" and (settings.calibrate is not None or settings.axes_yaw):
             raise ValueError(
                 "servo imagines nothing whose axes could turn: adapt the model (armworld preflight --moves)"
             )

@@ -42,7 +42,8 @@ class RandomMoves:
         step = self.length_m * np.array([np.cos(angle), np.sin(angle)])
         away = here - self._start
         if np.linalg.norm(away[:2] + step) > self.radius_m:
-            step = -step if step @ away[:2] > 0 else -away[:2]
+            back = -away[:2] * min(1.0, self.length_m / max(float(np.linalg.norm(away[:2])), 1e-9))
+            step = -step if step @ away[:2] > 0 else back
         if abs(away[2] + rise) > 2 * RISE_M:
             rise = -rise
         return np.array([*step, rise, 0, 0, 0, 0], np.float32)
@@ -122,6 +123,7 @@ class CalibratingAgent:
     def reset(self, goal: Goal) -> None:
         """Begin an episode."""
         self._frames = []
+        self._random = RandomMoves(self._random.rng)  # near where this episode begins
         self.agent.reset(goal)
 
     def act(self, observation: Observation) -> np.ndarray:

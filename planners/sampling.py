@@ -140,17 +140,22 @@ class Search:
         if not plans:
             return start[:, None][:, :0], start[:, :0, 0]
         fixed = torch.cat(plans, 1)
-        cost = self.evaluate(fixed)
+        none = ~start.flatten(1).any(1) if bool(start.any()) and not self.config.hold_candidate else None
+        cost = self.evaluate(fixed, none)
         if self.config.hold_candidate:
             self.hold_cost = cost[:, 0]
         return fixed, cost
 
-    def evaluate(self, plans: Tensor) -> Tensor:
-        """Costs [B, S] of plans [B, S, H, P]; +inf where the energy is not finite. Counts as one iteration."""
+    def evaluate(self, plans: Tensor, without_first: Tensor | None = None) -> Tensor:
+        """Costs [B, S] of plans [B, S, H, P]; +inf where the energy is not finite. Counts as one iteration.
+
+        Args:
+            without_first: bool [B]: episodes whose first plan only fills the batch, and is none of their candidates.
+        """
         with torch.no_grad():
             chunks = plans.split(self._chunk(plans), dim=1)
             cost = torch.cat([self._energy(chunk) for chunk in chunks], 1)
-        return self.note(plans, cost)
+        return self.note(plans, cost, without_first)
 
     def energy_with_gradient(self, plans: Tensor) -> Tensor:
         """Raw energies [B, S] of plans [B, S, H, P], differentiable with respect to the plans; nothing is noted."""
@@ -163,12 +168,14 @@ class Search:
             )
         return cost
 
-    def note(self, plans: Tensor, cost: Tensor) -> Tensor:
-        """Book evaluated plans: best so far, statistics. Returns the costs with +inf where not finite."""
+    def note(self, plans: Tensor, cost: Tensor, without_first: Tensor | None = None) -> Tensor:
+        """Book evaluated plans: best so far, statistics. Returns the costs as `evaluate` does."""
         plans, cost = plans.detach(), cost.detach()
         finite = cost.isfinite()
         cost = torch.where(finite, cost, torch.inf)
         nonfinite = int((~finite).sum())
+        if without_first is not None:
+            cost[:, 0] = cost[:, 0].masked_fill(without_first, torch.inf)
         low, index = cost.min(1)
         better = low < self.best_cost
         chosen = plans[torch.arange(self.batch, device=plans.device), index]

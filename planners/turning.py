@@ -154,7 +154,7 @@ def fit_turn(model: WorldModel, moves: Moves) -> Turn:
     """θ from recorded moves: a coarse search over the circle, then golden section; see the module.
 
     Raises:
-        ValueError: Fewer than two moves of at least 5 mm in the horizontal plane.
+        ValueError: Fewer than two moves of at least 5 mm in the horizontal plane, or an energy that is not finite.
     """
     long = moves.action[:, :2].norm(dim=-1) >= SMALLEST_MOVE_M
     if int(long.sum()) < 2:
@@ -164,6 +164,9 @@ def fit_turn(model: WorldModel, moves: Moves) -> Turn:
     moves = Moves(*(x[long] for x in (moves.z, moves.state, moves.action, moves.after)))
     angles = np.arange(-180.0, 180.0, COARSE_DEG)
     energies = _energies(model, moves, angles)  # [M, K]
+    if not np.isfinite(energies).all():
+        lost = int((~np.isfinite(energies)).any(1).sum())
+        raise ValueError(f"the axes cannot be fitted: no finite energy of {lost} of {len(energies)} moves")
     curve = energies.mean(0)
     best = angles[int(curve.argmin())]
     yaw, energy = _golden(

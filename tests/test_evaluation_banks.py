@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from armworld.evaluation.agents import AGENTS, AgentSettings
+from armworld.evaluation.agents import AGENTS, AgentSettings, settings_for
 from armworld.evaluation.banks import load_bank
 from armworld.evaluation.setup import Setup
 from armworld.planners.mpc import PlanningAgent
+from armworld.planners.turning import TurnedModel
 from armworld.planners.twolevel import TwoLevelAgent
 from armworld.pose import apply_action
 from armworld.types import Goal
@@ -116,3 +117,22 @@ def test_they_act(data: Path, subgoals: str) -> None:
     agent.reset(Goal((views[0], views[1]), (2, 4)))
     assert agent.act(views[0]).shape == (7,)
     assert isinstance(agent, TwoLevelAgent) and agent.last_chain is not None
+
+
+def test_known_turned_axes_are_for_models_that_imagine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(build(Means(), axes_yaw=20.0).model, TurnedModel)
+    readable: Any = Means()
+    readable.readout = torch.nn.Identity()
+    environment: Any = None
+    with pytest.raises(ValueError, match="servo imagines nothing whose axes could turn"):
+        AGENTS["servo"].build(environment, readable, 0, AgentSettings(axes_yaw=20.0))
+    monkeypatch.setattr("armworld.envs.oracle.OracleDynamics", lambda env, model: model)
+    oracle = AGENTS["oracle"].build(environment, Means(), 0, AgentSettings(axes_yaw=20.0))
+    assert isinstance(oracle, PlanningAgent) and isinstance(oracle.model, Means)
+
+
+def test_the_published_planner_keeps_its_settings_over_the_simulator_too() -> None:
+    plain, usual = AgentSettings(oracle_planner="cem_published"), AgentSettings().for_task("reach")
+    assert settings_for("oracle", "reach", plain) == plain
+    assert settings_for("cem_published", "reach", AgentSettings()) == AgentSettings()
+    assert settings_for("oracle", "reach", AgentSettings()) == settings_for("cem", "reach", AgentSettings()) == usual

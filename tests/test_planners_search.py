@@ -63,3 +63,12 @@ def test_nothing_to_anchor_at_is_no_error() -> None:
         none: dict[str, Any] = {share: 0}
         plan = run(name, [0.5, 0, 0, 0], warm_start_from=warm, hold_candidate=False, **none)
         assert plan.cost.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["cem", "icem"])
+def test_a_neighbours_warm_start_gives_no_candidate_to_an_episode_without(name: str) -> None:
+    """Holding is best here, and not among the candidates; it must not come in as the empty place of a warm start."""
+    actions = torch.zeros(2, 1, 7)
+    actions[0, 0, 0] = 0.05
+    plan = run(name, [0.0, 0, 0, 0], warm_start_from=WarmStart(actions), hold_candidate=False)
+    assert (plan.actions[1] != 0).any() and plan.statistics.nonfinite == 0

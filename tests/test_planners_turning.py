@@ -89,6 +89,13 @@ def test_moves_that_tell_no_direction_are_refused() -> None:
         fit_turn(TurnedWorld(0), moves_from(TurnedWorld(0).encode(states[:, None, :3])[:, 0], states))
 
 
+def test_features_that_are_not_finite_are_refused() -> None:
+    moves = recorded(TurnedWorld(20.0))
+    moves.after[2] = torch.nan  # the frame after one move is the one before the next
+    with pytest.raises(ValueError, match="no finite energy of 2 of 8 moves"):
+        fit_turn(TurnedWorld(20.0), moves)
+
+
 def test_actions_turn_as_vectors_and_rotations_do() -> None:
     generator = torch.Generator().manual_seed(2)
     actions = torch.randn(5, 3, 7, generator=generator, dtype=torch.float64) * 0.1
@@ -162,6 +169,21 @@ def test_random_moves_stay_near_their_start() -> None:
     states = walk(200, seed=4)
     assert np.linalg.norm((states - states[0])[:, :2], axis=1).max() <= 0.12 + 1e-6
     assert np.abs((states - states[0])[:, 2]).max() <= 0.06
+    assert np.linalg.norm(np.diff(states[:, :2], axis=0), axis=1).max() <= 0.06 + 1e-6
+
+
+def test_calibration_that_an_episodes_end_cut_short_begins_anew_where_the_next_one_does() -> None:
+    planner = make_planner("cem", samples=8, iterations=1, horizon=1)
+    planning = PlanningAgent(TurnedWorld(0.0), planner, FinalL1(), "left", torch.Generator().manual_seed(0))
+    agent, goal = CalibratingAgent(planning, 6, np.random.default_rng(0)), np.array([0.5, 0, 0.3, np.pi, 0, 0, 0])
+    for start in (0.3, 0.7):
+        agent.reset(Goal((see(goal),), (16,)))
+        state = np.array([start, 0, 0.3, np.pi, 0, 0, 0.0])
+        for _ in range(4):
+            action = agent.act(see(state))
+            assert np.linalg.norm(action[:2]) <= 0.06 + 1e-6
+            state = apply_action(state, action.astype(np.float64))
+        assert np.linalg.norm(state[:2] - [start, 0]) <= 0.12 + 1e-6
 
 
 @pytest.mark.parametrize("calibrate", [False, True])
