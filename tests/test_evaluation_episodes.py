@@ -18,13 +18,18 @@ TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
 import evaluation_fake as fake  # noqa: E402
 
-from armworld.evaluation.agents import AGENTS, Entry  # noqa: E402
-from armworld.evaluation.cells import Cell, env_id_of, open_env, run_cells, run_episodes  # noqa: E402
+from armworld.evaluation.agents import AGENTS, Entry, agent_seed, make_agent  # noqa: E402
+from armworld.evaluation.cells import Cell, claim, env_id_of, open_env, run_cells, run_episodes  # noqa: E402
 from armworld.evaluation.episodes import EpisodeResult, reason_counts, run_episode  # noqa: E402
 from armworld.evaluation.files import plain, read_json, write_json  # noqa: E402
 from armworld.evaluation.picture import figure_png, summary_figure  # noqa: E402
 from armworld.evaluation.records import commits_of, summary  # noqa: E402
 from armworld.evaluation.video import read_mp4  # noqa: E402
+from armworld.worldmodel.ac_predictor import ACPredictor  # noqa: E402
+from armworld.worldmodel.checkpoint import save_world_model  # noqa: E402
+from armworld.worldmodel.encoder import Encoder  # noqa: E402
+from armworld.worldmodel.model import WorldModelConfig  # noqa: E402
+from armworld.worldmodel.sizes import ACPredictorConfig, encoder_config  # noqa: E402
 
 
 @pytest.fixture
@@ -308,3 +313,31 @@ def test_resume_after_a_kill(tmp_path: Path, how: signal.Signals) -> None:
     finished = run_episodes(cell(tmp_path / "out", "walk_slowly"), range(40))
     again = run_episodes(cell(tmp_path / "again", "walk_slowly"), range(40))
     assert [outcome(r) for r in finished] == [outcome(r) for r in again]
+
+
+def test_every_episode_has_noise_of_its_own() -> None:
+    assert len({agent_seed(seed) for seed in range(50)}) == 50
+    env = fake.PointEnv()
+    first, second = (make_agent("random", env, None, seed).act({}) for seed in (1, 2))
+    assert not np.allclose(first, second)
+    np.testing.assert_array_equal(first, make_agent("random", env, None, 1).act({}))
+
+
+def test_episodes_of_a_model_trained_anew_in_place_are_not_mixed(tmp_path) -> None:
+    def train(seed: int, **usage) -> None:
+        torch.manual_seed(seed)
+        encoder = Encoder(encoder_config("debug", image_size=(64, 64)))
+        predictor = ACPredictor(
+            ACPredictorConfig(encoder.config.width, width=24, depth=1, heads=2, image_size=(64, 64))
+        )
+        save_world_model(tmp_path / "model", encoder, predictor, WorldModelConfig(image_size=(64, 64), **usage))
+
+    asked = Cell(fake.ID, {}, "cem", tmp_path / "cell", str(tmp_path / "model"))
+    train(0)
+    claim(asked)
+    write_json(asked.episode_file(1), {})
+    claim(asked)
+    for changes, what in (({"seed": 1}, "weights_id"), ({"seed": 0, "window": 1}, "'window': 1")):
+        train(**changes)
+        with pytest.raises(ValueError, match=f"holds episodes of another run .*{what}"):
+            claim(asked)

@@ -3,13 +3,17 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from armworld.planners.objectives import AlignedL1, FinalL1, LatentGoal, make_objective, needs_goal_state
-from armworld.worldmodel.align import AlignConfig, align
+from armworld.pose import apply_action
+from armworld.worldmodel.align import AlignConfig, align, draw
+from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_checkpoint, load_world_model
 from armworld.worldmodel.model import Rollout
 from armworld.worldmodel.posttrain import posttrain
@@ -149,3 +153,31 @@ def test_align_refuses_an_encoder_alone_and_bad_settings(trained, tmp_path):
         align(settings((trained[0], encoder), tmp_path / "run", steps=1))
     with pytest.raises(ValueError, match=r"imagined_share must lie in \[0, 1\]"):
         settings(trained, tmp_path, imagined_share=2.0)
+
+
+@pytest.mark.parametrize("imagined", [False, True])
+def test_features_to_read_come_with_the_state_that_they_show(imagined: bool) -> None:
+    """Over a predictor that is always right, imagined frames show the state after the action."""
+    spread = torch.randn(7, 24, generator=torch.Generator().manual_seed(0))
+
+    def seen(state: torch.Tensor) -> torch.Tensor:
+        return normalize((state @ spread).unflatten(-1, (2, 12)))
+
+    def sample(generator: np.random.Generator, batch: int, frames: int) -> tuple[torch.Tensor, ...]:
+        told = torch.from_numpy(generator.uniform(0, 0.5, (batch, frames, 7))).float()
+        return seen(told), told, torch.zeros(batch, frames, 6)
+
+    class Right:
+        config = SimpleNamespace(extrinsics=False)
+
+        def __call__(
+            self, z: torch.Tensor, actions: torch.Tensor, told: torch.Tensor, cameras: None
+        ) -> SimpleNamespace:
+            return SimpleNamespace(z=seen(apply_action(told, actions)))
+
+    source: Any = SimpleNamespace(sample=sample)
+    predictor: Any = Right() if imagined else None
+    config = AlignConfig(data=(Path("data"),), model="m", out=Path("out"), steps=1, batch=5, dtype="float32")
+    features, told = draw(source, predictor, config, np.random.default_rng(0), torch.device("cpu"))
+    assert features.shape == (5, 2, 12)
+    torch.testing.assert_close(features, seen(told), atol=1e-4, rtol=0)

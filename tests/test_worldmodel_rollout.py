@@ -28,16 +28,22 @@ TOLERANCE = 2e-5  # of layer-normed features, float32, weights scaled up
 
 
 def plain_rollout(
-    predictor: ACPredictor, z: Tensor, state: Tensor, actions: Tensor, camera: Tensor | None = None
+    predictor: ACPredictor,
+    z: Tensor,
+    state: Tensor,
+    actions: Tensor,
+    camera: Tensor | None = None,
+    window: int = CONFIG.max_steps,
 ) -> tuple[Tensor, Tensor]:
-    """The published rollout: repeat everything for every candidate and step."""
+    """The published rollout: repeat everything for every candidate and step. It sees the last `window` steps."""
     samples, steps = actions.shape[1], z.shape[1]
     z, state = z.repeat_interleave(samples, 0), state.repeat_interleave(samples, 0)
     taken = action_between(state[:, :-1], state[:, 1:])
     for action in actions.flatten(0, 1).unbind(1):
         taken = torch.cat([taken, action[:, None]], 1)
-        extrinsics = None if camera is None else camera.expand(len(z), z.shape[1], -1)
-        z = torch.cat([z, normalize(predictor(z, taken, state, extrinsics).z[:, -1:])], 1)
+        seen, done, where = z[:, -window:], taken[:, -window:], state[:, -window:]
+        extrinsics = None if camera is None else camera.expand(len(z), seen.shape[1], -1)
+        z = torch.cat([z, normalize(predictor(seen, done, where, extrinsics).z[:, -1:])], 1)
         state = torch.cat([state, apply_action(state[:, -1:], action[:, None])], 1)
     return z[:, steps:].unflatten(0, (-1, samples)), state[:, steps:].unflatten(0, (-1, samples))
 
@@ -245,6 +251,18 @@ def test_a_window_of_one_step_is_a_chain_of_single_steps() -> None:
             now, where = imagined.z[:, 0], imagined.state[:, 0]
             torch.testing.assert_close(whole.z[:, sample, step], now[:, 0], atol=TOLERANCE, rtol=0)
             torch.testing.assert_close(whole.state[:, sample, step], where[:, 0])
+
+
+@pytest.mark.parametrize("window", [2, 3])
+@pytest.mark.parametrize(("steps", "horizon"), [(1, 5), (2, 2), (4, 3)])
+def test_a_window_slides_over_context_and_imagined_steps(window: int, steps: int, horizon: int) -> None:
+    model = make(replace(USAGE, window=window))
+    z, state, actions = inputs(steps, horizon)
+    rollout = model.rollout(z, state, actions)
+    with torch.no_grad():
+        wanted_z, wanted_state = plain_rollout(model.predictor, z, state, actions, window=window)
+    torch.testing.assert_close(rollout.z, wanted_z, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(rollout.state, wanted_state)
 
 
 def test_a_window_longer_than_the_rollout_changes_nothing() -> None:

@@ -10,9 +10,12 @@ from torch import nn
 from armworld.datasets.files import exclusive
 from armworld.datasets.store import WHOLE, Share
 from armworld.worldmodel.checkpoint import load_encoder
+from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.mask_denoiser import MaskDenoiser, collapse_monitors
+from armworld.worldmodel.mask_predictor import MaskPredictor
 from armworld.worldmodel.masks import sample_masks
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
+from armworld.worldmodel.sizes import MaskPredictorConfig, encoder_config
 from armworld.worldmodel.training import (
     Budget,
     Processes,
@@ -216,3 +219,33 @@ def test_pretraining_starts_from_a_given_encoder_of_the_same_shape(tmp_path):
         torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match=r"holds an encoder of .*; asked for: "):
         pretrain(settings(tmp_path / "deeper", init=str(first), depth=3), NoiseClips())
+
+
+def test_minutes_spent_before_count_when_a_run_goes_on(tmp_path):
+    asked = settings(tmp_path / "run", steps=None, minutes=0.02)
+    pretrain(asked, NoiseClips())
+    first = torch.load(asked.out / "state.pt", weights_only=True)
+    pretrain(asked, NoiseClips())
+    again = torch.load(asked.out / "state.pt", weights_only=True)
+    assert first["elapsed"] >= 1.2 and again["step"] == first["step"]
+
+
+def test_the_teacher_is_the_students_average_and_what_is_kept(tmp_path, monkeypatch):
+    student = Encoder(encoder_config("debug", image_size=(64, 64)))
+    predictor = MaskPredictor(MaskPredictorConfig(student.config.width, width=24, depth=1, heads=2))
+    denoiser = MaskDenoiser(student, predictor)
+    before = [p.clone() for p in denoiser.teacher.parameters()]
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1)
+    denoiser.update_teacher(0.9)
+    for old, average in zip(before, denoiser.teacher.parameters(), strict=True):
+        torch.testing.assert_close(average, old + 0.1)
+
+    monkeypatch.setattr(MaskDenoiser, "update_teacher", lambda self, decay: None)  # so it stays as it began
+    rates = (1e-3, 1e-2)
+    kept = [pretrain(settings(tmp_path / str(rate), steps=1, learning_rate=rate), NoiseClips()) for rate in rates]
+    first, second = (load_encoder(str(folder)).state_dict() for folder in kept)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    students = [weights(folder.parent) for folder in kept]
+    assert any(not torch.equal(value, students[1][key]) for key, value in students[0].items())
