@@ -124,7 +124,7 @@ def curve_figure(points: Sequence[Point], title: str) -> Figure:
     for point in points:
         lines.setdefault(point.agent, []).append(point)
     colours: Mapping[str, str] = method_colours(list(lines))
-    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    figure = Figure(figsize=(15, 4.7), layout="constrained")
     by_effort, by_time, distance = figure.subplots(1, 3)
     for index, (name, line) in enumerate(lines.items()):
         line = sorted(line, key=lambda point: point.effort.samples * point.effort.iterations)
@@ -143,8 +143,9 @@ def curve_figure(points: Sequence[Point], title: str) -> Figure:
         log_axis(axes, "CPU seconds per action")
     for axes in (by_effort, by_time):
         axes.set_ylim(-3, 103)
-    distance.set_ylim(bottom=0)
-    by_effort.legend(frameon=False, fontsize=8, loc="lower right")
+    distance.set_yscale("log")
+    distance.yaxis.set_major_formatter("{x:g}")
+    figure.legend(*by_effort.get_legend_handles_labels(), loc="outside lower center", ncols=len(lines), frameon=False)
     figure.suptitle(title, fontsize=12, x=0.01, ha="left", fontweight="bold")
     return figure
 
