@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a planned episode: this file is the specification of the whole pipeline.
-# Takes about an hour and a half on two CPU cores; stop it at any time and run it again to go on.
+# Takes about four hours on two CPU cores; stop it at any time and run it again to go on.
 set -euo pipefail
 OUT=${1:-runs/end_to_end}
 
