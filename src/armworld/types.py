@@ -6,11 +6,12 @@ An observation is a plain dict, the same in simulation, in a dataset and on a re
 | --- | --- |
 | `"state"` | float32 [7]: flange position (m), extrinsic-xyz Euler angles (rad), gripper closedness; base frame |
 | a camera's name (`"left"`, `"right"`, `"wrist"` ...) | uint8 [H, W, 3] RGB |
-| `"executed"` | float32 [7]: what was done since the observation before, where that may differ from what was asked (a safety gate shortens and holds); absent elsewhere |
+| `"executed"` | float32 [7]: what was done since the observation before, if a safety gate may have changed what was asked |
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -60,6 +61,19 @@ def check_name(kind: str, name: str, options: Iterable[str]) -> str:
     if name not in options:
         raise ValueError(f"unknown {kind} {name!r}; valid: {', '.join(options) or '(none)'}")
     return name
+
+
+def check_numbers(
+    config: object, *names: str, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+) -> None:
+    """Raise a ValueError unless each named attribute is None or a finite number > `above`, >= `least` and <= `most`."""
+    ends = {"above": above, "at least": least, "at most": most}
+    told = " and ".join(f"{words} {end:g}" for words, end in ends.items() if math.isfinite(end))
+    for name in names:
+        value = getattr(config, name)
+        if value is None or (math.isfinite(value) and value > above and least <= value <= most):
+            continue
+        raise ValueError(f"{name} must be {told or 'finite'}, got {value}")
 
 
 def require(module: str, extra: str):
