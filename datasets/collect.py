@@ -18,12 +18,13 @@ from armworld.datasets.behaviours import Mix, make_behaviour
 from armworld.datasets.card import finish_card, start_card
 from armworld.datasets.droid import find_episode, write_episode
 from armworld.datasets.files import clear_partial, exclusive
+from armworld.datasets.packing import TRAINING_SEEDS
 from armworld.datasets.record import record
 from armworld.jobs import run_with_progress
 from armworld.sim_assets.labs import TEST_LABS
 from armworld.types import check_name
 
-TRAINING_SEEDS = 1_000_000  # seeds from here on are for selection and for reported results
+REPORTED_SEEDS = 2_000_000  # seeds from here on are for reported results
 STREAM = 0x434F4C  # keeps the behaviour's draws apart from the environment's, which has the same seed; 0 would not
 
 
@@ -34,7 +35,7 @@ class CollectConfig:
     Attributes:
         out: Folder of the dataset; a rerun adds what is missing.
         episodes: Number of episodes; their seeds are `seed`, `seed + 1`, ...
-        seed: First seed; training data stay below 1,000,000.
+        seed: First seed; training data stay below 1,000,000, and `for_tests` begins there.
         workers: Processes.
         steps: Actions per episode; it has one frame more.
         task: Environment: `grasp`, `reach` ..., or a full Gymnasium id.
@@ -46,6 +47,7 @@ class CollectConfig:
         image_size: Height and width of the frames, pixels.
         step_seconds: Time per action.
         behaviours: Shares of the behaviours; by default the task's own (`behaviours.DEFAULTS`).
+        for_tests: Episodes to test on (`armworld probe`), of any lab; training refuses them.
         ray: Address of a Ray cluster that shares the folder `out`, or `local` for one started here; none uses
             this machine's processes.
     """
@@ -64,19 +66,30 @@ class CollectConfig:
     image_size: int = 128
     step_seconds: float = 0.25
     behaviours: Mix = field(default_factory=Mix)
+    for_tests: bool = False
     ray: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("episodes", "workers", "steps", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.seed <= self.seed + self.episodes <= TRAINING_SEEDS:
+        last = self.seed + self.episodes - 1
+        if self.for_tests:
+            if not TRAINING_SEEDS <= self.seed <= last < REPORTED_SEEDS:
+                raise ValueError(
+                    f"seeds of tests lie in {TRAINING_SEEDS} ... {REPORTED_SEEDS - 1} (earlier ones are for training, "
+                    f"later ones for reported results), got {self.seed} ... {last}"
+                )
+        elif not 0 <= self.seed <= last < TRAINING_SEEDS:
             raise ValueError(
                 f"training seeds lie in 0 ... {TRAINING_SEEDS - 1} (later ones are for selection and reported "
-                f"results), got {self.seed} ... {self.seed + self.episodes - 1}"
+                f"results), got {self.seed} ... {last}"
             )
-        if kept := set(self.labs) & set(TEST_LABS):
-            raise ValueError(f"{', '.join(sorted(kept))} is for tests of what was learned elsewhere: no training data")
+        elif kept := set(self.labs) & set(TEST_LABS):
+            raise ValueError(
+                f"{', '.join(sorted(kept))} is for tests of what was learned elsewhere: no training data; "
+                "--for-tests makes episodes to test on"
+            )
         if self.image_size % 2:
             raise ValueError(f"image_size must be even for video, got {self.image_size}")
         for name in ("objects", "labs", "cameras"):
@@ -92,7 +105,7 @@ class CollectConfig:
 
 
 # What may differ between two runs into one folder: where, how many, how fast. The rest makes the episodes.
-FREE = ("out", "episodes", "seed", "workers", "ray")
+FREE = ("out", "episodes", "seed", "for_tests", "workers", "ray")
 
 
 def collect(config: CollectConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from armworld.evaluation.files import plain, read_json
 from armworld.jobs import run_jobs, run_with_progress
 
 SHARD_FRAMES = 8192
+TRAINING_SEEDS = 1_000_000  # simulated episodes of seeds from here on are for selection, tests and reported results
 
 Encode = Callable[[np.ndarray], Any]  # uint8 [B, H, W, 3] -> array or tensor [B, ...]
 
@@ -120,13 +121,14 @@ def build_store(
 
     Raises:
         ValueError: `out` holds a store of another key or another process builds there now, an encoded value does
-            not fit `dtype`, or `encode` cannot be sent to other processes.
+            not fit `dtype`, `encode` cannot be sent to other processes, or an episode was collected for tests.
         EpisodeError: An episode is damaged; the message names it.
         DiskFull: No space left; finished shards are kept.
     """
     trajectories = read_trajectories(folders)
     if not trajectories:
         raise ValueError("no episodes to cache")
+    _refuse_tests(trajectories)
     steps = {trajectory.step_seconds for trajectory in trajectories}
     if len(steps) > 1:
         raise ValueError(f"the episodes differ in step_seconds: {sorted(steps)}; cache them apart")
@@ -165,6 +167,14 @@ def build_store(
             _write_column(out / f"{name}.npy", column)
         write_json(out / "plan.json", {**plan, "shards": [[shard.name, shard.rows] for shard in shards]})
     return Store(out)
+
+
+def _refuse_tests(trajectories: Sequence[Trajectory]) -> None:
+    """Whatever is trained reads its data from a store: so no store takes what was collected to test on."""
+    for trajectory in trajectories:
+        seed = trajectory.metadata.get("seed")
+        if "simulation" in trajectory.metadata and isinstance(seed, int) and seed >= TRAINING_SEEDS:
+            raise ValueError(f"{trajectory.folder} was collected to test on (seed {seed}): it is no training data")
 
 
 def _is_complete(

@@ -126,6 +126,19 @@ def test_an_unknown_task_begins_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_episodes_for_tests_may_show_any_laboratory_and_train_nothing(tmp_path: Path) -> None:
+    from armworld.datasets.clips import load_frames
+
+    with pytest.raises(ValueError, match=r"lab2 is for tests .*: no training data; --for-tests makes episodes"):
+        settings(tmp_path, labs=("lab1", "lab2"))
+    with pytest.raises(ValueError, match=r"seeds of tests lie in 1000000 \.\.\. 1999999 .*, got 0 \.\.\. 5"):
+        settings(tmp_path, labs=("lab2",), for_tests=True)
+    collect(settings(tmp_path, episodes=2, seed=1_000_000, labs=("lab2",), for_tests=True))
+    assert all(episode.parts[-4] == "lab2" for episode in find_episodes(tmp_path))
+    with pytest.raises(ValueError, match=r"lab2.*was collected to test on \(seed 1000000\): it is no training data"):
+        load_frames(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -73,6 +73,18 @@ def test_a_recording_rendered_again_is_on_the_side_of_its_source(episodes, tmp_p
     assert len(videos) == 24 and len(recordings) == 12 and all(len(side) == 1 for side in sides)
 
 
+def test_data_of_the_test_are_the_whole_test_and_none_of_the_training(episodes, tmp_path):
+    for seed in (100, 101):
+        write_episode(tmp_path / "later", replace(make_episode(seed, rows=8), details={"behaviour": "play"}))
+    rng = np.random.default_rng(0)
+    videos = episode_videos((episodes,), "behaviour", "left", 0.34, rng, test_data=(tmp_path / "later",))
+    assert [video.test for video in videos] == 12 * [False] + 2 * [True]
+    with pytest.raises(ValueError, match="the same episode in data and in test_data"):
+        episode_videos((episodes,), "behaviour", "left", 0.34, rng, test_data=(episodes,))
+    with pytest.raises(ValueError, match="the same scene in data and in test_data"):
+        episode_videos((episodes,), "behaviour", "left", 0.34, rng, "scene", (tmp_path / "later",))
+
+
 def test_a_scene_is_on_one_side_of_the_split():
     drawn = [(Path(f"{scene}-{take}"), "ab"[take % 2], str(scene)) for scene in range(8) for take in range(4)]
     videos = _split(drawn, 0.5, np.random.default_rng(0))

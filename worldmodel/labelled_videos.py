@@ -38,6 +38,7 @@ def episode_videos(
     held_out: float,
     generator: np.random.Generator,
     split: str = "episode",
+    test_data: Sequence[Path] = (),
 ) -> list[LabelledVideo]:
     """Recorded episodes, labelled by what was recorded; each is on one side of the split only.
 
@@ -50,16 +51,29 @@ def episode_videos(
         generator: Draws which.
         split: By "episode" (one rendered again goes with its source), or by "scene": all episodes of a scene_id of the
             metadata (a lab, in our data) together.
+        test_data: Dataset folders that are the whole test, in place of a share of `data`.
 
     Raises:
         ValueError: An unknown target or camera, a metadata file without the label, or a class of one episode or scene.
     """
+    check_name("split", split, SPLITS)
+    labelled = _labelled(data, target, camera, split)
+    if not test_data:
+        return _split(labelled, held_out, generator)
+    tested = _labelled(test_data, target, camera, split)
+    if both := {place for _, _, place in labelled} & {place for _, _, place in tested}:
+        raise ValueError(f"the same {split} in data and in test_data: {min(both)}")
+    sides = ((False, labelled), (True, tested))
+    return [LabelledVideo(path, label, test) for test, videos in sides for path, label, _ in videos]
+
+
+def _labelled(data: Sequence[Path], target: str, camera: str, split: str) -> list[tuple[Path, str, str]]:
+    """(video, class, place: episode or scene) of all episodes."""
     from armworld.datasets.clips import episode_folders
     from armworld.datasets.store import recording_of
     from armworld.datasets.trajectory import read_trajectory
 
     check_name("probe target", target, EPISODE_TARGETS)
-    check_name("split", split, SPLITS)
     labelled: list[tuple[Path, str, str]] = []
     for folder in episode_folders(list(data)):
         trajectory = read_trajectory(folder)
@@ -70,7 +84,7 @@ def episode_videos(
             label = _episode_label(folder, trajectory.metadata, target)
         place = recording_of(folder) if split == "episode" else _scene(folder, trajectory.metadata)
         labelled.append((trajectory.videos[camera], label, place))
-    return _split(labelled, held_out, generator)
+    return labelled
 
 
 def main_direction(states: np.ndarray) -> str:

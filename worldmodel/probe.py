@@ -42,6 +42,8 @@ class ProbeConfig:
         out: Folder for `probe.json` and the cached features.
         encoder: Checkpoint (name, folder, published file), or `random:SIZE[:DEPTH]` for the untrained control.
         data: Dataset folders of recorded episodes.
+        test_data: Dataset folders that are the test (`armworld collect --for-tests`: a lab that no training shows);
+            by default a share of `data` is.
         split: How they are split: by episode, or by scene (in our data a lab), which all of its episodes share.
         target: What to tell of an episode: behaviour, object, direction (of the hand), task, lab or success.
         something: A folder laid out as Something-Something v2, in place of `data`; it brings its own split.
@@ -63,6 +65,7 @@ class ProbeConfig:
     out: Path
     encoder: str = "default"
     data: tuple[Path, ...] = ()
+    test_data: tuple[Path, ...] = ()
     split: Literal["episode", "scene"] = "episode"
     target: str = "behaviour"
     something: Path | None = None
@@ -83,6 +86,8 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         if bool(self.data) == (self.something is not None):
             raise ValueError("probe needs either --data (recorded episodes) or --something (a folder), not both")
+        if self.test_data and self.something:
+            raise ValueError("--test-data goes with --data: --something brings its own test")
         if self.frames < TUBELET or self.frames % TUBELET:
             raise ValueError(f"frames must be a positive multiple of {TUBELET}, got {self.frames}")
         for name in ("epochs", "batch", "depth"):
@@ -116,7 +121,8 @@ def probe(config: ProbeConfig, console: Console | None = None) -> dict[str, Any]
 def _videos(config: ProbeConfig, rng: np.random.Generator) -> list[LabelledVideo]:
     if config.something is not None:
         return something_videos(config.something)
-    return episode_videos(config.data, config.target, config.camera, config.held_out, rng, config.split)
+    where = (config.data, config.target, config.camera, config.held_out)
+    return episode_videos(*where, rng, config.split, config.test_data)
 
 
 def _check(videos: list[LabelledVideo], classes: list[str]) -> None:
