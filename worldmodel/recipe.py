@@ -58,7 +58,7 @@ class RecipeConfig:
         posttrain_minutes: Training time of the predictor.
         align_minutes: Training time of the readout that aligns the energy.
         views: Train on every episode seen from another camera too, as `varied` was; without, on the rig's view alone,
-            as `default` was (in 26, 25, 43 and 6 minutes).
+            as `default` was (`--no-views --sharpen-minutes 25 --posttrain-minutes 43 --align-minutes 6`).
         scale: Factor on the number of episodes; 1 is 4,400 episodes, 114,400 frames, and 153,400 of other views.
         workers: Processes that collect.
         control: Also train the same predictor over an untrained encoder of the same size.
