@@ -115,6 +115,14 @@ def test_a_probe_on_random_features_tells_a_picture_from_its_negative(episodes, 
     assert np.load(tmp_path / "features.npy", mmap_mode="r").shape == (12, 2 * 16, 48)
     with pytest.raises(ValueError, match="needs 2 classes in training"):
         probe(replace(config, target="lab"))
+    folders = tmp_path / "as_learned", tmp_path / "the_other_way"
+    for seed in range(100, 104):
+        episode, learned = make_episode(seed, rows=8), seed < 102
+        frames = episode.frames["left"] if (seed % 2 == 0) is learned else 255 - episode.frames["left"]
+        told = {"behaviour": "play" if seed % 2 else "expert"}
+        write_episode(folders[not learned], replace(episode, frames={"left": frames}, details=told))
+    tests = probe(replace(config, test_data=folders))["test_data"]
+    assert [(row["right"], row["test"]) for row in tests.values()] == [(2, 2), (0, 2)]
 
 
 @pytest.fixture

@@ -42,8 +42,8 @@ class ProbeConfig:
         out: Folder for `probe.json` and the cached features.
         encoder: Checkpoint (name, folder, published file), or `random:SIZE[:DEPTH]` for the untrained control.
         data: Dataset folders of recorded episodes.
-        test_data: Dataset folders that are the test (`armworld collect --for-tests`: a lab that no training shows);
-            by default a share of `data` is.
+        test_data: Dataset folders that are the test (`armworld collect --for-tests`: a lab that no training shows),
+            scored together and each alone; by default a share of `data` is.
         split: How they are split: by episode, or by scene (in our data a lab), which all of its episodes share.
         target: What to tell of an episode: behaviour, object, direction (of the hand), task, lab or success.
         something: A folder laid out as Something-Something v2, in place of `data`; it brings its own split.
@@ -222,10 +222,21 @@ def _record(
         "classes": per_class,
         "accuracy": hits / trials,
         "wilson_95": list(wilson_interval(hits, trials)),
+        "test_data": {str(folder): _score(right[_below(folder, videos)]) for folder in config.test_data},
         "train_accuracy": float(right[~test].float().mean()),
         "commonest_class": float((labels[test] == classes.index(commonest)).float().mean()),
         "config": plain(asdict(config)),
     }
+
+
+def _below(folder: Path, videos: list[LabelledVideo]) -> Tensor:
+    return torch.tensor([folder in video.path.parents for video in videos])
+
+
+def _score(right: Tensor) -> dict[str, Any]:
+    """Accuracy and its interval of right and wrong answers, bool [n]."""
+    hits, trials = int(right.sum()), len(right)
+    return {"right": hits, "test": trials, "wilson_95": list(wilson_interval(hits, trials)) if trials else None}
 
 
 def _table(record: dict[str, Any]) -> Table:
@@ -237,4 +248,6 @@ def _table(record: dict[str, Any]) -> Table:
     table = Table("class", "train", "test", "right", title=title)
     for name, row in record["classes"].items():
         table.add_row(name, str(row["train"]), str(row["test"]), str(row["right"]))
+    for folder, row in record["test_data"].items():
+        table.add_row(f"all of {folder}", "", str(row["test"]), str(row["right"]))
     return table
