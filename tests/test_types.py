@@ -18,6 +18,8 @@ def test_both_ends_are_told_and_belong_to_the_range():
     check_numbers(share, "low", "high", "absent", least=0, most=1)
     with pytest.raises(ValueError, match=r"wrong must be at least 0 and at most 1, got 1\.5"):
         check_numbers(share, "low", "wrong", least=0, most=1)
+    with pytest.raises(ValueError, match=r"high must be above 0 and below 1, got 1\.0"):
+        check_numbers(share, "high", above=0, below=1)
     with pytest.raises(ValueError, match="wrong must be finite, got nan"):
         check_numbers(SimpleNamespace(wrong=float("nan")), "wrong")
 

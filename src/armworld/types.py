@@ -64,14 +64,22 @@ def check_name(kind: str, name: str, options: Iterable[str]) -> str:
 
 
 def check_numbers(
-    config: object, *names: str, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+    config: object,
+    *names: str,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
 ) -> None:
-    """Raise a ValueError unless each named attribute is None or a finite number > `above`, >= `least` and <= `most`."""
-    ends = {"above": above, "at least": least, "at most": most}
+    """Raise a ValueError unless each named attribute is None or a finite number within the ends.
+
+    `least` and `most` belong to what is allowed; `above` and `below` do not.
+    """
+    ends = {"above": above, "at least": least, "at most": most, "below": below}
     told = " and ".join(f"{words} {end:g}" for words, end in ends.items() if math.isfinite(end))
     for name in names:
         value = getattr(config, name)
-        if value is None or (math.isfinite(value) and value > above and least <= value <= most):
+        if value is None or (math.isfinite(value) and above < value < below and least <= value <= most):
             continue
         raise ValueError(f"{name} must be {told or 'finite'}, got {value}")
 
