@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from armworld.types import check_name
 from armworld.worldmodel.blocks import Block
 
 PATIENCE = timedelta(hours=3)  # other ranks wait while rank 0 packs frames or caches features
@@ -184,25 +185,45 @@ def unsharded(module: nn.Module) -> nn.Module:
     return whole.eval()
 
 
+def check_device(name: str) -> str:
+    """Return `name` if it can be used here: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: Another name, or a CUDA device that torch does not see.
+    """
+    kind, colon, number = name.partition(":")
+    if name in ("auto", "cpu"):
+        return name
+    if kind != "cuda" or (colon and not number.isdecimal()):
+        raise ValueError(f"unknown device {name!r}; valid: auto, cpu, cuda, cuda:N")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} asked for, but torch sees no CUDA device; valid here: auto, cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ValueError(f"device {name!r} asked for, but the last CUDA device that torch sees is cuda:{last}")
+    return name
+
+
+def check_dtype(name: str) -> str:
+    """Return `name` if models can be trained in it: float32, or bfloat16 (autocast)."""
+    return check_name("dtype", name, ("float32", "bfloat16"))
+
+
 def pick_device(name: str) -> torch.device:
-    """`"auto"` is this rank's CUDA device when there is one, else the CPU."""
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device {name!r} asked for, but torch sees no CUDA device; valid here: auto, cpu")
-        torch.cuda.set_device(device)
+    """`"cuda"` is this rank's CUDA device; `"auto"` the same when there is one, else the CPU. See `check_device`."""
+    check_device(name)
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device(name if ":" in name else f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    torch.cuda.set_device(device)
     return device
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager:
     """Autocast to bfloat16, or nothing for float32."""
-    if dtype == "float32":
+    if check_dtype(dtype) == "float32":
         return nullcontext()
-    if dtype == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    raise ValueError(f"unknown dtype {dtype!r}; valid: float32, bfloat16")
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 @contextmanager
