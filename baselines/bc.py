@@ -113,6 +113,7 @@ class BCTrainConfig(TrainingConfig):
     validate_every: int = 500
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name("policy size", self.size, SIZES)
         if not 0 <= self.ema < 1 or min(self.batch, self.noise_draws, self.validate_every) < 1:
             raise ValueError(

@@ -72,6 +72,7 @@ class PixelTrainConfig(TrainingConfig):
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.frames < 2 or self.batch < 1:
             raise ValueError(f"expected frames >= 2 and batch >= 1, got {self.frames} and {self.batch}")
 

@@ -15,6 +15,7 @@ from typing import TypedDict
 import numpy as np
 
 from armworld.datasets.droid import find_episodes
+from armworld.datasets.episode import EpisodeError
 from armworld.datasets.features import stride_for
 from armworld.datasets.packing import build_store
 from armworld.datasets.store import WHOLE, Share, Store
@@ -50,6 +51,27 @@ def episode_folders(source: Path | Sequence[Path]) -> list[Path]:
     if missing or not folders:
         raise ValueError(f"{source}: " + (f"no such folder: {missing[0]}" if missing else "an empty index"))
     return folders
+
+
+def check_clips(data: Sequence[Path], frames: int, step_seconds: float, camera: str = "left") -> None:
+    """Refuse dataset folders that hold no such clip; reads as few episodes as will do, and no video.
+
+    Raises:
+        EpisodeError: A folder without episodes, or a first episode without that camera.
+        ValueError: No folder, a step that does not fit a first episode's rate, or no episode long enough.
+    """
+    folders = [episode_folders(root) for root in data]
+    strides = []
+    for first in (read_trajectory(own[0]) for own in folders):
+        if camera not in first.videos:
+            raise EpisodeError(f"{first.folder}: no camera {camera!r}; it has {', '.join(first.videos)}")
+        strides.append(stride_for(first.step_seconds, step_seconds))
+    spans = [(folder, (frames - 1) * stride) for own, stride in zip(folders, strides, strict=True) for folder in own]
+    if not any(len(read_trajectory(folder)) > span for folder, span in spans):
+        raise ValueError(
+            f"no episode of {', '.join(map(str, data)) or '(no folder given)'} holds {frames} frames "
+            f"{step_seconds:g} s apart"
+        )
 
 
 def resize_frames(frames: np.ndarray, size: int) -> np.ndarray:

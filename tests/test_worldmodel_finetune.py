@@ -189,7 +189,7 @@ def test_what_cannot_be_fine_tuned_is_refused(base, tmp_path):
         ({"encoder": None}, "needs --encoder"),
         ({"trainable_blocks": 1}, "name it with --init"),
         ({"init": "default", "lora_rank": 2, "trainable_blocks": 1}, "neither trainable_blocks nor fsdp"),
-        ({"state_loss": -1.0}, "must not be negative"),
+        ({"state_loss": -1.0}, "state_loss must be at least 0, got -1.0"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(base, **changes)

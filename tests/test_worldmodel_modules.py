@@ -194,7 +194,7 @@ def test_bad_images_are_refused() -> None:
 def test_bad_encoder_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="'medium'; valid: debug, tiny, small, base, L, H, g, g-384"):
         encoder_config("medium")
-    with pytest.raises(ValueError, match="width % heads"):
+    with pytest.raises(ValueError, match="heads must divide the width 50, got 3"):
         EncoderConfig(50, 2, 3)
     with pytest.raises(TypeError):
         encoder_config("tiny", dept=3)

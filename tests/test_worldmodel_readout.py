@@ -151,8 +151,8 @@ def test_align_refuses_an_encoder_alone_and_bad_settings(trained, tmp_path):
     encoder = save_encoder(tmp_path / "encoder", load_checkpoint(trained[1]).encoder)
     with pytest.raises(ValueError, match="holds an encoder only"):
         align(settings((trained[0], encoder), tmp_path / "run", steps=1))
-    with pytest.raises(ValueError, match=r"imagined_share must lie in \[0, 1\]"):
-        settings(trained, tmp_path, imagined_share=2.0)
+    with pytest.raises(ValueError, match=r"imagined_share must be at least 0 and at most 1, got 2\.0"):
+        settings(trained, tmp_path, steps=1, imagined_share=2.0)
 
 
 @pytest.mark.parametrize("imagined", [False, True])

@@ -84,7 +84,7 @@ def test_schedule_rises_holds_and_decays():
 def test_budget_needs_a_positive_bound():
     with pytest.raises(ValueError, match="steps, minutes or both"):
         Budget()
-    with pytest.raises(ValueError, match="steps must be positive, got 0"):
+    with pytest.raises(ValueError, match="steps must be above 0, got 0"):
         Budget(steps=0)
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from armworld.datasets.clips import check_clips
 from armworld.datasets.features import FeatureCache, FeatureClips, encoder_hash
 from armworld.pose import action_between
+from armworld.types import check_numbers
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
@@ -24,6 +26,7 @@ from armworld.worldmodel.training import (
     Processes,
     TrainingConfig,
     TrainingRun,
+    check_folder,
     make_optimizer,
     pick_device,
     plot_metrics,
@@ -68,10 +71,14 @@ class AlignConfig(TrainingConfig):
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        if not 0 <= self.imagined_share <= 1 or self.noise < 0:
-            raise ValueError(
-                f"imagined_share must lie in [0, 1] and noise be >= 0, got {self.imagined_share} and {self.noise}"
-            )
+        super().__post_init__()
+        check_numbers(self, "imagined_share", least=0, most=1)
+        check_numbers(self, "noise", "weight_decay", least=0)
+        check_numbers(self, "channels", "hidden", "batch", "validate_every", "log_every", least=1)
+        check_numbers(self, "learning_rate", above=0)
+        check_numbers(self, "held_out", above=0, below=1)
+        if self.cache is not None:
+            check_folder("cache", self.cache)
 
 
 def align(config: AlignConfig) -> Path:
@@ -86,6 +93,7 @@ def align(config: AlignConfig) -> Path:
         raise ValueError(f"{config.model} holds an encoder only; align needs a world model (armworld posttrain)")
     encoder, predictor = loaded.encoder, loaded.predictor.requires_grad_(False).to(device)
     folder, usage = config.cache or config.out / "features", loaded.config
+    check_clips(config.data, 2, usage.step_seconds, usage.camera)
     cache = open_features(encoder, config.data, folder, usage.camera, usage.layers, config.dtype, device)
     cache.preload()
     train, held_out = (

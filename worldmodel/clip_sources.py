@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ from armworld.datasets.store import WHOLE, Share
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+NO_STATES = "state_loss needs recorded episodes (--data): videos and images carry no robot state"
 
 
 class ClipError(ValueError):
@@ -84,11 +86,9 @@ class VideoClips:
 
     def sample(self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE) -> np.ndarray:
         """Clips uint8 [B, T, H, W, 3], drawn with replacement; of B = `batch` only `share` is decoded."""
+        long_enough = self.check_length(frames)
         span = (frames - 1) * self.step_seconds
         room = np.array([max(0.0, video.seconds - span) for video in self.videos])
-        long_enough = np.array([video.seconds + 1e-3 >= span for video in self.videos])
-        if not long_enough.any():
-            raise ClipError(f"{self.folder}: no video lasts {span:g} s, as {frames} frames need")
         weights = (room + self.step_seconds) * long_enough
         chosen = generator.choice(len(self.videos), batch, p=weights / weights.sum())
         starts = generator.random(batch) * room[chosen]
@@ -100,6 +100,14 @@ class VideoClips:
             for clip, shown in zip(clips, decoded, strict=True):
                 clip[:] = shown
         return clips
+
+    def check_length(self, frames: int) -> np.ndarray:
+        """Which videos last as long as such a clip; a ClipError where none does."""
+        span = (frames - 1) * self.step_seconds
+        long_enough = np.array([video.seconds + 1e-3 >= span for video in self.videos])
+        if not long_enough.any():
+            raise ClipError(f"{self.folder}: no video lasts {span:g} s, as {frames} frames need")
+        return long_enough
 
     def content(self) -> list[str]:
         """See `ClipSource`: names and lengths."""
@@ -131,6 +139,15 @@ class ImageClips:
         return [_summary("images", [f"{p.relative_to(self.folder)} {p.stat().st_size}" for p in self.paths])]
 
 
+def check_weights(weights: Sequence[float], sources: int) -> None:
+    """A ValueError unless there is one positive number for each of the sources, and one source at least."""
+    if not sources or len(weights) != sources or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(
+            f"each of the {sources} sources (episodes together, each folder of videos, each of images) needs one "
+            f"positive weight, got {list(weights)}"
+        )
+
+
 class MixedClips:
     """Several sources; each clip of a batch comes from one drawn by the weights.
 
@@ -143,11 +160,7 @@ class MixedClips:
     """
 
     def __init__(self, sources: Sequence[ClipSource], weights: Sequence[float]) -> None:
-        if len(sources) != len(weights) or not sources or min(weights) <= 0:
-            raise ValueError(
-                f"each of the {len(sources)} sources (episodes together, each folder of videos, each of images) needs "
-                f"one positive weight, got {list(weights)}"
-            )
+        check_weights(weights, len(sources))
         self.sources = list(sources)
         self.weights = np.asarray(weights, np.float64) / sum(weights)
 
@@ -177,7 +190,7 @@ class MixedClips:
         """
         knowing = [i for i, source in enumerate(self.sources) if isinstance(source, StateClipSource)]
         if not knowing:
-            raise ValueError("state_loss needs recorded episodes (--data): videos and images carry no robot state")
+            raise ValueError(NO_STATES)
         counts = generator.multinomial(batch, self.weights[knowing] / self.weights[knowing].sum())
         own, order = _split(np.arange(batch)[share], counts)
         drawn: list[tuple[np.ndarray, np.ndarray]] = []
@@ -207,6 +220,7 @@ def open_sources(
     weights: Sequence[float],
     image_size: int,
     step_seconds: float,
+    frames: int = 1,
 ) -> ClipSource:
     """The mixture that pretraining draws from; a single source stays itself.
 
@@ -214,20 +228,24 @@ def open_sources(
         data: Dataset folders of recorded episodes; together they are one source.
         videos, images: Folders, each a source of its own.
         weights: One per source, in this order; empty: equal.
+        frames: The longest clip that will be drawn; looked at before the episodes' frames are packed.
 
     Raises:
-        ValueError: No source, or weights that do not fit.
+        ValueError: No source, weights that do not fit, or a step or clips that a source cannot give.
         ClipError: A folder without files, or an unreadable video.
     """
-    sources: list[ClipSource] = []
-    if data:
-        from armworld.datasets.clips import open_clips
-
-        sources.append(open_clips(data, image_size, step_seconds))
-    sources += [VideoClips(folder, image_size, step_seconds) for folder in videos]
-    sources += [ImageClips(folder, image_size) for folder in images]
-    if not sources:
+    if not (data or videos or images):
         raise ValueError("nothing to train on; give --data (recorded episodes), --videos or --images folders")
+    sources: list[ClipSource] = [*(VideoClips(folder, image_size, step_seconds) for folder in videos)]
+    for source in sources:
+        assert isinstance(source, VideoClips)
+        source.check_length(frames)
+    sources += [ImageClips(folder, image_size) for folder in images]
+    if data:
+        from armworld.datasets.clips import check_clips, open_clips
+
+        check_clips(data, frames, step_seconds)
+        sources.insert(0, open_clips(data, image_size, step_seconds))
     mixed = MixedClips(sources, weights or [1.0] * len(sources))
     return mixed if len(sources) > 1 else sources[0]
 

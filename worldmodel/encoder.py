@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         rotary = grid_rotary(*grid, head_dim, self.config.rope, x.device, x.dtype)
         if context_index is not None:
             rotary = rotary.take(context_index)
-        blocks = self.blocks if layers is None else self.blocks[: self._check_layers(layers)]
+        blocks = self.blocks[: self.check_layers(layers)]
         return self.norm(run_blocks(blocks, x, rotary, recompute=self.recompute))
 
     def encode_frames(self, images: np.ndarray | Tensor, layers: int | None = None, chunk: int = 64) -> Tensor:
@@ -103,8 +103,9 @@ class Encoder(nn.Module):
         stills = pixels_to_clip(frames.to(weight.device)[:, None]).to(weight.dtype)
         return normalize(self(stills, layers=layers))
 
-    def _check_layers(self, layers: int) -> int:
-        if not 1 <= layers <= len(self.blocks):
+    def check_layers(self, layers: int | None) -> int | None:
+        """Return `layers`, a number of blocks or None for all; a ValueError where there are fewer."""
+        if layers is not None and not 1 <= layers <= len(self.blocks):
             raise ValueError(f"layers must lie in 1 ... {len(self.blocks)}, got {layers}")
         return layers
 

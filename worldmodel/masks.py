@@ -65,6 +65,11 @@ def sample_masks(
     return [_sample_family(grid, batch, family, generator) for family in families]
 
 
+def check_masks(grid: tuple[int, int], families: Sequence[MaskFamily]) -> None:
+    """A ValueError where blocks of a family hide all of frames of that grid (rows, columns), as they do small ones."""
+    sample_masks((1, *grid), 1, torch.Generator(), families)
+
+
 def _sample_family(grid: tuple[int, int, int], batch: int, family: MaskFamily, generator: torch.Generator) -> Mask:
     steps, rows, columns = grid
     height, width = _block_size(rows, columns, family, generator)

@@ -58,6 +58,14 @@ class Optimizers:
             part.load_state_dict({**state, "state": kept})
 
 
+def check_optimizer(name: str) -> str:
+    """Return `name` if this torch has that optimiser; Muon came with 2.9."""
+    check_name("optimizer", name, ("adamw", "muon"))
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, this is {torch.__version__}; valid here: adamw")
+    return name
+
+
 def make_optimizer(
     name: str, module: nn.Module, blocks: Iterable[nn.Module], rate: float, weight_decay: float
 ) -> Optimizers:
@@ -76,12 +84,9 @@ def make_optimizer(
     Raises:
         ValueError: Unknown name, or a torch without Muon (before 2.9).
     """
-    check_name("optimizer", name, ("adamw", "muon"))
     groups = parameter_groups(module, weight_decay)
-    if name == "adamw":
+    if check_optimizer(name) == "adamw":
         return Optimizers(torch.optim.AdamW(groups, lr=rate))
-    if not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, this is {torch.__version__}; valid here: adamw")
     hidden = [p for block in blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad]
     taken = {id(p) for p in hidden}
     rest = [{**g, "params": [p for p in g["params"] if id(p) not in taken], "rate_scale": 0.5} for g in groups]

@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from armworld.datasets.clips import check_clips
 from armworld.datasets.features import FeatureCache, FeatureClips, build_feature_cache, encoder_hash, feature_key
 from armworld.datasets.store import PRELOAD_SHARE
 from armworld.pose import action_between
+from armworld.types import check_numbers, require
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_checkpoint, load_encoder, save_world_model
@@ -34,6 +36,8 @@ from armworld.worldmodel.training import (
     Processes,
     TrainingConfig,
     TrainingRun,
+    check_folder,
+    check_optimizer,
     make_optimizer,
     pick_device,
     plot_metrics,
@@ -126,6 +130,21 @@ class PosttrainConfig(TrainingConfig):
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, "frames", least=2, most=ACPredictorConfig.max_steps + 1)
+        check_numbers(self, "rollout", "trainable_blocks", "lora_rank", least=0)
+        check_numbers(self, "layers", "window", "batch", "validate_every", "log_every", least=1)
+        check_numbers(self, "step_seconds", "learning_rate", above=0)
+        check_numbers(self, "camera_frame")
+        check_numbers(self, "state_loss", "inverse_loss", "weight_decay", least=0)
+        check_numbers(self, "pair_share", least=0, most=1)
+        check_numbers(self, "held_out", above=0, below=1)
+        check_optimizer(self.optimizer)
+        ACPredictorConfig(1, self.width, self.depth, self.heads, image_size=(self.image_size, self.image_size))
+        if self.cache is not None:
+            check_folder("cache", self.cache)
+        if self.tensorboard:
+            require("tensorboard", "tensorboard")
         if self.frames < max(self.rollout, 1) + 1:
             raise ValueError(f"a rollout of {self.rollout} steps needs frames > {self.rollout}, got {self.frames}")
         if self.encoder is None and self.init is None:
@@ -134,9 +153,6 @@ class PosttrainConfig(TrainingConfig):
             raise ValueError("trainable_blocks and lora_rank train parts of a trained predictor; name it with --init")
         if self.lora_rank and (self.trainable_blocks is not None or self.fsdp):
             raise ValueError("lora_rank goes with neither trainable_blocks nor fsdp; adapters are small without them")
-        for name in ("lora_rank", "state_loss", "inverse_loss"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 def open_encoder(name: str, image_size: int, seed: int) -> Encoder:
@@ -207,30 +223,34 @@ def predictor_config(config: PosttrainConfig, encoder: Encoder, states: np.ndarr
     )
 
 
-def build_predictor(
-    config: PosttrainConfig, encoder: Encoder, states: np.ndarray, initial: ACPredictor | None
-) -> ACPredictor:
-    """The predictor before its first step: drawn from the seed, or a copy of `initial`.
+def new_predictor(config: PosttrainConfig, encoder: Encoder, states: np.ndarray) -> ACPredictor:
+    """A predictor before its first step, drawn from the seed.
 
     Args:
         states: [F, 7], all frames' states.
-        initial: The predictor of `config.init`, if there is one.
     """
     torch.manual_seed(config.seed)
-    if initial is None:
-        predictor = ACPredictor(predictor_config(config, encoder, states))
-        if config.residual:  # start from copying the frame: from a random change, small models fall back to it and stay
-            nn.init.zeros_(predictor.predictor_proj.weight)
-    else:
-        name, state_head = str(config.init), config.state_loss > 0
-        predictor = fit_predictor(initial, name, encoder, state_head, config.extrinsics).train()
-        if config.trainable_blocks is not None:
-            train_last_blocks(predictor, config.trainable_blocks)
-        if config.lora_rank:
-            add_lora(predictor, config.lora_rank)
+    predictor = ACPredictor(predictor_config(config, encoder, states))
+    if config.residual:  # start from copying the frame: from a random change, small models fall back to it and stay
+        nn.init.zeros_(predictor.predictor_proj.weight)
+    return predictor
+
+
+def tuned_predictor(config: PosttrainConfig, encoder: Encoder, initial: ACPredictor) -> ACPredictor:
+    """A copy of the predictor of `config.init` before its first step, frozen where it is not to learn.
+
+    Raises:
+        ValueError: It does not fit the encoder or the options.
+    """
+    torch.manual_seed(config.seed)
+    name, state_head = str(config.init), config.state_loss > 0
+    predictor = fit_predictor(initial, name, encoder, state_head, config.extrinsics).train()
+    if config.trainable_blocks is not None:
+        train_last_blocks(predictor, config.trainable_blocks)
+    if config.lora_rank:
+        add_lora(predictor, config.lora_rank)
     if predictor.state_head is not None and not config.state_loss:
         predictor.state_head.requires_grad_(False)
-    predictor.recompute = config.recompute
     return predictor
 
 
@@ -267,7 +287,14 @@ def posttrain(config: PosttrainConfig) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device, config.fsdp)
+    singles, doubles = processes.share(config.batch), processes.share(2 * config.batch)
     encoder, initial = _open_models(config)
+    encoder.check_layers(config.layers)
+    tuned = None if initial is None else tuned_predictor(config, encoder, initial)
+    if initial is None:
+        predictor_config(config, encoder, np.zeros((1, 7)))  # refuses what does not fit the encoder, before it runs
+    del initial  # copied: a large one need not be held twice
+    check_clips(config.data, config.frames, config.step_seconds, config.camera)
     folder = config.cache or config.out / "features"
     cache = processes.in_turn(
         lambda: open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype, device)
@@ -280,8 +307,8 @@ def posttrain(config: PosttrainConfig) -> Path:
         cache.clips(part, config.step_seconds, config.camera_frame) for part in (train_episodes, held_out_episodes)
     )
 
-    predictor = build_predictor(config, encoder, cache.states, initial)
-    del initial  # copied: a large one need not be held twice
+    predictor = new_predictor(config, encoder, cache.states) if tuned is None else tuned
+    predictor.recompute = config.recompute
     told = {"data": cache.content(), "views": cache.views(), "features": cache.key["encoder"]}
     if config.init is not None:
         told["initial"] = encoder_hash(predictor)
@@ -296,7 +323,6 @@ def posttrain(config: PosttrainConfig) -> Path:
     if objective.inverse is not None:
         modules["inverse"] = objective.inverse
     run = TrainingRun(config, modules, optimizer, generators, processes, told, tensorboard=config.tensorboard)
-    singles, doubles = processes.share(config.batch), processes.share(2 * config.batch)
     for step in run.steps():
         run.set_learning_rate(config.learning_rate * 0.18, config.learning_rate)
         pairs = generators[0].random() < config.pair_share

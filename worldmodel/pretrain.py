@@ -23,19 +23,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from armworld.datasets.features import encoder_hash
+from armworld.types import check_numbers, require
 from armworld.worldmodel.checkpoint import load_encoder, save_encoder
-from armworld.worldmodel.clip_sources import ClipSource, StateClipSource, open_sources
+from armworld.worldmodel.clip_sources import NO_STATES, ClipSource, StateClipSource, check_weights, open_sources
 from armworld.worldmodel.encoder import Encoder, pixels_to_clip
 from armworld.worldmodel.mask_denoiser import MaskDenoiser, collapse_monitors
 from armworld.worldmodel.mask_predictor import MaskPredictor
-from armworld.worldmodel.masks import LARGE_BLOCKS, PUBLISHED_FAMILIES, SMALL_BLOCKS, Mask, sample_masks
+from armworld.worldmodel.masks import (
+    LARGE_BLOCKS,
+    PUBLISHED_FAMILIES,
+    SMALL_BLOCKS,
+    Mask,
+    MaskFamily,
+    check_masks,
+    sample_masks,
+)
 from armworld.worldmodel.processes import unsharded
-from armworld.worldmodel.sizes import PATCH, TUBELET, EncoderConfig, MaskPredictorConfig, encoder_config
+from armworld.worldmodel.sizes import (
+    PATCH,
+    TUBELET,
+    EncoderConfig,
+    MaskPredictorConfig,
+    check_image_size,
+    encoder_config,
+)
 from armworld.worldmodel.training import (
     DECAY_SHARE,
     Processes,
     TrainingConfig,
     TrainingRun,
+    check_optimizer,
     make_optimizer,
     pick_device,
     plot_metrics,
@@ -121,6 +138,18 @@ class PretrainConfig(TrainingConfig):
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, "image_size", "cooldown_image_size", "frames", "cooldown_frames", least=1)
+        check_numbers(self, "predictor_width", "predictor_depth", "predictor_heads", least=1)
+        check_numbers(self, "batch", "state_batch", "log_every", least=1)
+        check_numbers(self, "step_seconds", "learning_rate", above=0)
+        check_numbers(self, "weight_decay", "state_loss", least=0)
+        check_numbers(self, "still_share", least=0, most=1)
+        check_numbers(self, "ema", least=0, below=1)
+        check_optimizer(self.optimizer)
+        if self.tensorboard:
+            require("tensorboard", "tensorboard")
+        self._check_sources()
         if self.last_image_size < self.image_size:
             raise ValueError(
                 f"cooldown_image_size {self.cooldown_image_size} must not be below image_size {self.image_size}"
@@ -132,6 +161,24 @@ class PretrainConfig(TrainingConfig):
             raise ValueError(f"mask_scales must lie in (0, 1), got {self.mask_scales}")
         if not 0 < self.mask_duration <= 1:
             raise ValueError(f"mask_duration must lie in (0, 1], got {self.mask_duration}")
+        _ = self.predictor  # refuses shapes, the encoder's too
+        for size in {self.image_size, self.last_image_size}:
+            check_masks(check_image_size((size, size)), self.mask_families)
+
+    def _check_sources(self) -> None:
+        folders = bool(self.data) + len(self.videos) + len(self.images)
+        if not folders:  # `pretrain` may be given another source
+            return
+        if self.weights:
+            check_weights(self.weights, folders)
+        if self.state_loss and not self.data:
+            raise ValueError(NO_STATES)
+
+    @property
+    def mask_families(self) -> list[MaskFamily]:
+        """The paper's two, with the scales and the duration asked for."""
+        scales = zip(PUBLISHED_FAMILIES, self.mask_scales, strict=True)
+        return [replace(family, scale=scale, duration=self.mask_duration) for family, scale in scales]
 
     @property
     def last_image_size(self) -> int:
@@ -171,6 +218,8 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device, config.fsdp)
+    for batch in (config.batch, config.state_batch if config.state_loss else 0):
+        processes.share(batch)  # refuses what does not divide, before the data are read
     denoiser = _build(config).to(device)
     if source is None:
         source = processes.in_turn(lambda: _open(config))
@@ -212,7 +261,8 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
 
 def _open(config: PretrainConfig) -> ClipSource:
     size, step = config.last_image_size, config.step_seconds
-    return open_sources(config.data, config.videos, config.images, config.weights, size, step)
+    frames = max(config.frames, config.cooldown_frames or 0)
+    return open_sources(config.data, config.videos, config.images, config.weights, size, step, frames)
 
 
 def _build(config: PretrainConfig) -> MaskDenoiser:
@@ -251,9 +301,7 @@ def _draw(
     frames = 1 if numpy_rng.random() < config.still_share else shape[0]
     side, share = shape[1] // PATCH, processes.share(config.batch)
     batch = source.sample(numpy_rng, config.batch, frames, share)
-    scales, duration = config.mask_scales, config.mask_duration
-    families = [replace(f, scale=s, duration=duration) for f, s in zip(PUBLISHED_FAMILIES, scales, strict=True)]
-    masks = sample_masks((max(frames // TUBELET, 1), side, side), config.batch, torch_rng, families)
+    masks = sample_masks((max(frames // TUBELET, 1), side, side), config.batch, torch_rng, config.mask_families)
     return _to_clip(batch, shape[1], device), [Mask(m.context[share], m.target[share]).to(device) for m in masks]
 
 
@@ -269,7 +317,7 @@ def _draw_stills(
     if not config.state_loss:
         return None
     if not isinstance(source, StateClipSource):
-        raise ValueError("state_loss needs recorded episodes (--data): videos and images carry no robot state")
+        raise ValueError(NO_STATES)
     share = processes.share(config.state_batch)
     frames, states = source.sample_with_states(numpy_rng, config.state_batch, 1, share)
     return _to_clip(frames, image_size, device), torch.from_numpy(states[:, 0]).to(device)

@@ -23,13 +23,21 @@ from torch import Tensor
 
 from armworld.evaluation.files import plain, write_json
 from armworld.evaluation.statistics import wilson_interval
+from armworld.types import check_name, check_numbers
 from armworld.worldmodel.attentive_probe import AttentiveProbe
 from armworld.worldmodel.clip_sources import frames_at, open_video
 from armworld.worldmodel.encoder import Encoder, pixels_to_clip
-from armworld.worldmodel.labelled_videos import LabelledVideo, episode_videos, something_videos, thin_out
+from armworld.worldmodel.labelled_videos import (
+    EPISODE_TARGETS,
+    LabelledVideo,
+    episode_videos,
+    something_videos,
+    thin_out,
+)
 from armworld.worldmodel.posttrain import open_encoder
-from armworld.worldmodel.sizes import TUBELET
-from armworld.worldmodel.training import parameter_groups, pick_device, precision, warmup_cosine
+from armworld.worldmodel.processes import check_device, check_dtype, pick_device, precision
+from armworld.worldmodel.sizes import TUBELET, check_image_size
+from armworld.worldmodel.training import LAST_SEED, check_folder, parameter_groups, warmup_cosine
 
 ENCODE_BATCH = 8  # videos
 
@@ -90,9 +98,18 @@ class ProbeConfig:
             raise ValueError("--test-data goes with --data: --something brings its own test")
         if self.frames < TUBELET or self.frames % TUBELET:
             raise ValueError(f"frames must be a positive multiple of {TUBELET}, got {self.frames}")
-        for name in ("epochs", "batch", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_name("probe target", self.target, EPISODE_TARGETS)
+        check_numbers(self, "epochs", "batch", "depth", least=1)
+        check_numbers(self, "max_videos", least=2)
+        check_numbers(self, "learning_rate", above=0)
+        check_numbers(self, "weight_decay", least=0)
+        check_numbers(self, "held_out", above=0, below=1)
+        check_numbers(self, "seed", least=0, most=LAST_SEED)
+        check_device(self.device)
+        check_dtype(self.dtype)
+        check_folder("out", self.out)
+        if self.image_size is not None:
+            check_image_size((self.image_size, self.image_size))
 
 
 def probe(config: ProbeConfig, console: Console | None = None) -> dict[str, Any]:
@@ -102,12 +119,13 @@ def probe(config: ProbeConfig, console: Console | None = None) -> dict[str, Any]
         ValueError: Bad settings, labels or videos; fewer than two classes.
     """
     console = console or Console()
+    device = pick_device(config.device)
+    encoder = open_encoder(config.encoder, config.image_size or 128, config.seed)
     rng = np.random.default_rng(config.seed)
     videos = thin_out(_videos(config, rng), config.max_videos, rng)
     classes = sorted({video.label for video in videos if not video.test})
     _check(videos, classes)
-    device = pick_device(config.device)
-    encoder = open_encoder(config.encoder, config.image_size or 128, config.seed).to(device).eval()
+    encoder = encoder.to(device).eval()
     features = encode_videos(config, encoder, videos)
     labels = torch.tensor([classes.index(video.label) for video in videos])
     test = torch.tensor([video.test for video in videos])

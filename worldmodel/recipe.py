@@ -17,6 +17,7 @@ from rich.console import Console
 from armworld.datasets.behaviours import Mix
 from armworld.datasets.collect import CollectConfig, collect
 from armworld.datasets.rerender import RerenderConfig, rerender
+from armworld.types import check_numbers
 from armworld.worldmodel.align import AlignConfig, align
 from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
 from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
@@ -81,8 +82,11 @@ class RecipeConfig:
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        if self.scale <= 0:
-            raise ValueError(f"scale must be positive, got {self.scale}")
+        check_numbers(self, "scale", "pretrain_minutes", "sharpen_minutes", above=0)
+        check_numbers(self, "posttrain_minutes", "align_minutes", above=0)
+        data = tuple(stage.out for stage in (*self.mixes(), *self.renderings()))
+        _ = self.sharpening(data, "encoder"), self.posttraining(data, "encoder", "predictor")
+        _ = self.aligning(data, "model", "predictor")  # built now to be checked now, not hours later
 
     def mixes(self) -> list[CollectConfig]:
         """Reaching and play; grasping; picking and placing; single motions at objects. Seeds do not overlap."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from armworld.types import check_name
+from armworld.types import check_name, check_numbers
 from armworld.worldmodel.blocks import ROPE_LAYOUTS
 
 PATCH = 16  # pixels per patch side
 TUBELET = 2  # frames per token
 
 
-def _check_common(width: int, depth: int, heads: int, image_size: tuple[int, int], rope: str) -> None:
-    check_name("rotary layout", rope, ROPE_LAYOUTS)
-    if width <= 0 or depth <= 0 or heads <= 0 or width % heads:
-        raise ValueError(f"need positive width, depth and heads with width % heads == 0, got {width}/{depth}/{heads}")
-    check_image_size(image_size)
+def _check_common(config: EncoderConfig | MaskPredictorConfig | ACPredictorConfig) -> None:
+    check_name("rotary layout", config.rope, ROPE_LAYOUTS)
+    check_numbers(config, "width", "depth", "heads", least=1)
+    check_numbers(config, "mlp_ratio", above=0)
+    if config.width % config.heads:
+        raise ValueError(f"heads must divide the width {config.width}, got {config.heads}")
 
 
 def check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
@@ -38,7 +39,8 @@ class EncoderConfig:
     rope: str = "tiled"
 
     def __post_init__(self) -> None:
-        _check_common(self.width, self.depth, self.heads, self.image_size, self.rope)
+        _check_common(self)
+        check_image_size(self.image_size)
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,8 @@ class MaskPredictorConfig:
     rope: str = "tiled"
 
     def __post_init__(self) -> None:
-        _check_common(self.width, self.depth, self.heads, (PATCH, PATCH), self.rope)
-        if self.mask_tokens < 1:
-            raise ValueError(f"need at least one mask token, got {self.mask_tokens}")
+        _check_common(self)
+        check_numbers(self, "mask_tokens", least=1)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class ACPredictorConfig:
     rope: str = "tiled"
 
     def __post_init__(self) -> None:
-        _check_common(self.width, self.depth, self.heads, self.image_size, self.rope)
+        _check_common(self)
         for name in ("action_scale", "state_offset", "state_scale"):
             values = getattr(self, name)
             if values is not None and len(values) != 7:

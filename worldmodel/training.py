@@ -22,10 +22,13 @@ from torch import Tensor, nn
 
 from armworld.datasets.files import exclusive
 from armworld.jobs import interruption_flag
+from armworld.types import check_numbers
 from armworld.worldmodel.metrics import Metrics, plot_metrics, read_metrics
-from armworld.worldmodel.optimizers import Optimizers, make_optimizer, parameter_groups
+from armworld.worldmodel.optimizers import Optimizers, check_optimizer, make_optimizer, parameter_groups
 from armworld.worldmodel.processes import (
     Processes,
+    check_device,
+    check_dtype,
     gather,
     load_module,
     memory_advice,
@@ -35,6 +38,7 @@ from armworld.worldmodel.processes import (
 )
 
 DECAY_SHARE = 0.2  # of the budget, at the end of the schedule: the cooldown
+LAST_SEED = 2**63 - 1  # torch and NumPy both take it
 
 __all__ = [
     "DECAY_SHARE",
@@ -44,6 +48,8 @@ __all__ = [
     "Processes",
     "TrainingConfig",
     "TrainingRun",
+    "check_folder",
+    "check_optimizer",
     "make_optimizer",
     "parameter_groups",
     "pick_device",
@@ -53,6 +59,13 @@ __all__ = [
     "warmup_constant_decay",
     "warmup_cosine",
 ]
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """A ValueError where `folder`, or what it is to lie in, is there and is no folder."""
+    there = next(path for path in (folder, *Path(folder).absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{name} must be a folder, but {there} is a file")
 
 
 @dataclass
@@ -72,9 +85,7 @@ class Budget:
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:
             raise ValueError("a training budget needs steps, minutes or both")
-        for name, value in (("steps", self.steps), ("minutes", self.minutes)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+        check_numbers(self, "steps", "minutes", above=0)
 
     @property
     def progress(self) -> float:
@@ -146,6 +157,14 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        Budget(self.steps, self.minutes)
+        check_numbers(self, "save_minutes", least=0)
+        check_numbers(self, "seed", least=0, most=LAST_SEED)
+        check_device(self.device)
+        check_dtype(self.dtype)
+        check_folder("out", self.out)
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed. `FREE` may change: where it runs, on what and for how long; what
