@@ -65,13 +65,65 @@ def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, ar
     assert len(lines) == 1 and named in lines[0]
 
 
-def test_an_interrupt_is_exit_code_130(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (("collect", "--out", "x"), "what was done is kept, run the same command again to go on"),
+        (("convert", "default", "--out", "x", "--format", "armworld"), "nothing was kept"),
+        (("doctor", "default", "--out", "x"), "nothing was kept but episodes that --planner finished"),
+    ],
+)
+def test_an_interrupt_is_exit_code_130_and_says_what_is_left(monkeypatch, capsys, arguments, left):
     def interrupted(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("armworld.datasets.collect.collect", interrupted)
-    assert call(monkeypatch, "collect", "--out", "x") == 130
-    assert "what was done is kept" in capsys.readouterr().err
+    verb = cli.VERBS[arguments[0]]
+    monkeypatch.setattr(f"{verb.module}.{verb.function}", interrupted)
+    assert call(monkeypatch, *arguments) == 130
+    assert capsys.readouterr().err == f"armworld: interrupted; {left}\n"
+
+
+def test_what_goes_on_after_an_interrupt_is_what_keeps_its_work():
+    trained = {"pretrain", "posttrain", "align", "recipe", "bc", "pixels"}
+    assert cli.VERBS.keys() - cli.LEFT == trained | {
+        "plan",
+        "evaluate",
+        "sweep",
+        "collect",
+        "rerender",
+        "import",
+        "cache",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("plan --episodes x", "--episodes needs a whole number, got 'x'"),
+        ("plan --task", "--task needs a value"),
+        ("pretrain --out x --mask-scales 0.1", "--mask-scales needs 2 values"),
+        ("pretrain --out x --mask-scales a b", "--mask-scales needs 2 numbers, got 'a', 'b'"),
+        ("pretrain --out x --depth a", "--depth needs a whole number or None, got 'a'"),
+        ("pretrain --out x --weights a", "--weights needs numbers, got 'a'"),
+        ("goal --out x --state 1 2", "--state needs 7 numbers or None, got '1', '2'"),
+        ("pretrain --optimizer foo --out x", "--optimizer must be one of adamw, muon, got 'foo'"),
+        ("export x --out y --format zarr", "--format must be one of lerobot, got 'zarr'"),
+        ("pretrain --views --out x", "unknown option --views; perhaps --videos"),
+        ("pretrain --outt x", "missing: --out PATH; unknown option --outt"),
+        ("collect --out x --behaviours.nod 1", "unknown option --behaviours.nod; perhaps --behaviours.handle"),
+        ("recipe --out x --views maybe", "unknown argument maybe"),
+        ("verify", "missing: Folder with reference .npz files"),
+        ("sweep", "one of camera, horizon must be named"),
+        ("sweep weather --out x", "unknown argument weather; valid: camera, horizon"),
+        ("pretrain --out x --steps 1 --ema 2", "ema must be at least 0 and below 1, got 2.0"),
+        (f"pretrain --out {'long/' * 40}x --batch {'b' * 120}", f"--batch needs a whole number, got '{'b' * 120}'"),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_told_in_one_plain_line(monkeypatch, capsys, arguments, told):
+    verb = arguments.split()[0]
+    assert call(monkeypatch, *arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"armworld: {told}") and line.endswith(f"(armworld {verb} --help lists the options)")
 
 
 class OutOfMemoryError(RuntimeError):

@@ -2,7 +2,7 @@
 
 A verb's module is imported only when that verb runs, so `armworld --help` is quick and a missing optional package
 hurts only the verb that needs it. Exit codes: 0 done, 1 a check failed (`verify`, `validate`), 2 bad input or out of
-memory (one line on stderr), 130 interrupted (what was done is kept), 141 whoever read the output went away.
+memory (one line on stderr), 130 interrupted (the line says what is kept), 141 whoever read the output went away.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
@@ -59,6 +58,24 @@ VERBS = {
     "verify": Verb("armworld.worldmodel.verify", "VerifyConfig", "verify", "check against reference values"),
 }
 
+GOES_ON, NOTHING = "what was done is kept, run the same command again to go on", "nothing was kept"
+LEFT = {  # by an interrupt, where it is not all that was done
+    "validate": NOTHING,
+    "inspect": NOTHING,
+    "export": NOTHING,
+    "convert": NOTHING,
+    "doctor": "nothing was kept but episodes that --planner finished",
+    "probe": NOTHING,
+    "landscape": NOTHING,
+    "preflight": NOTHING,
+    "report": NOTHING,
+    "goal": NOTHING,
+    "deploy": "the log of what was driven is kept",
+    "replay": "the log of what was driven is kept",
+    "view": NOTHING,
+    "verify": NOTHING,
+}
+
 
 def usage() -> str:
     lines = ["usage: armworld VERB [options]   (armworld VERB --help lists them)", "", "verbs:"]
@@ -89,21 +106,37 @@ def parse(config_type: type, arguments: Sequence[str], summary: str) -> object:
     """The verb's configuration; tyro's boxed error becomes a ValueError of one line."""
     import tyro
 
-    program, captured = f"armworld {arguments[0]}", io.StringIO()
+    from armworld.cli_errors import one_line
+
+    program = f"armworld {arguments[0]}"
+
+    def attempt() -> object:
+        return tyro.cli(config_type, prog=program, args=arguments[1:], description=summary)
+
     try:
-        with contextlib.redirect_stderr(captured):
-            return tyro.cli(config_type, prog=program, args=arguments[1:], description=summary)
+        with contextlib.redirect_stderr(io.StringIO()):
+            return attempt()
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        text = " ".join(
-            re.sub(r"[╭╮╰╯│─]+|For full helptext.*", " ", line) for line in captured.getvalue().splitlines()
-        )
-        text = re.sub(
-            r"^(Value error|Parsing error|Unrecognized options|Required options)\s+", "", " ".join(text.split())
-        )
-        text = re.sub(r"^Error parsing \w+: ", "", text)
-        raise ValueError(f"{text} ({program} --help lists the options)") from None
+    box = io.StringIO()
+    with _wide_terminal(), contextlib.redirect_stderr(box), contextlib.suppress(SystemExit):
+        attempt()  # says the same again, in one form wherever this runs
+    raise ValueError(f"{one_line(box.getvalue())} ({program} --help lists the options)")
+
+
+@contextlib.contextmanager
+def _wide_terminal() -> Iterator[None]:
+    """A standard output of UTF-8 on which no line is too long."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "10000"
+    try:
+        with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")):
+            yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def main() -> None:
@@ -112,7 +145,7 @@ def main() -> None:
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("armworld: interrupted; what was done is kept, run the same command again to go on", file=sys.stderr)
+        print(f"armworld: interrupted; {LEFT.get("".join(sys.argv[1:2]), GOES_ON)}", file=sys.stderr)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
