@@ -9,7 +9,7 @@ Gymnasium-Robotics' environments return no pixels by themselves: their step is `
 
 CPU time per step is the process's own (median over the steps), so that other load on the machine counts little; the
 throughput with several processes is wall-clock. Peers that are not installed are named, and the rest still runs:
-pip install 'armworld[robosuite]' gymnasium-robotics
+pip install -e '.[robosuite]' gymnasium-robotics
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A `dm_env` view of an environment, for agents and viewers of the dm_control ecosystem. Needs armworld[dm].
+"""A `dm_env` view of an environment, for agents and viewers of the dm_control ecosystem. Needs the extra `dm`.
 
     view = as_dm_env(ArmEnv("grasp"), seed=0)
     view.physics.named.data.site_xpos["tip"]        # dm_control's Physics on the very same simulation

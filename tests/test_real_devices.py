@@ -240,7 +240,7 @@ def test_a_realsense_is_asked_for_colour_by_serial_number(monkeypatch: pytest.Mo
 )
 def test_a_missing_library_is_named_with_its_install_line(monkeypatch, device, module: str, extra: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
-    with pytest.raises(ImportError, match=rf"pip install 'armworld\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"pip install -e '\.\[{extra}\]'"):
         device.connect()
 
 

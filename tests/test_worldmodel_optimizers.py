@@ -126,5 +126,5 @@ def test_a_run_with_muon_resumes_exactly_and_logs_to_tensorboard(tmp_path):
 
 def test_tensorboard_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(ImportError, match=r"pip install 'armworld\[tensorboard\]'"):
+    with pytest.raises(ImportError, match=r"checkout of armworld: pip install -e '\.\[tensorboard\]'"):
         Metrics(tmp_path / "metrics.jsonl", 0, tensorboard=True)

@@ -91,4 +91,4 @@ def require(module: str, extra: str):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} is needed here; install it with: pip install 'armworld[{extra}]'") from error
+        raise ImportError(f"{module} is needed here; in a checkout of armworld: pip install -e '.[{extra}]'") from error
