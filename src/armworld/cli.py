@@ -145,7 +145,8 @@ def main() -> None:
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"armworld: interrupted; {LEFT.get("".join(sys.argv[1:2]), GOES_ON)}", file=sys.stderr)
+        left = LEFT.get(sys.argv[1], GOES_ON) if len(sys.argv) > 1 else NOTHING
+        print(f"armworld: interrupted; {left}", file=sys.stderr)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
