@@ -140,6 +140,7 @@ class OutOfMemoryError(RuntimeError):
         ),
         (RuntimeError("CUDA error: out of memory"), "CUDA error: out of memory. What"),
         (MemoryError("Unable to allocate 1.00 TiB for an array"), "1.00 TiB for an array. What was saved is kept"),
+        (MemoryError("Unable to allocate 745. GiB for an array"), "allocate 745. GiB for an array. What was saved"),
     ],
 )
 def test_out_of_memory_is_one_line_that_says_what_to_do(monkeypatch, capsys, error, told):

@@ -73,6 +73,16 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no reference \.npz"):
         verify_directory(tmp_path)
     np.savez(tmp_path / "other.npz", something=np.zeros(2))
+    weight = {"weight/patch_embed.proj.weight": np.zeros(2)}
+    np.savez(tmp_path / "lacking.npz", **weight)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"lacking\.npz lacks 'config'; it holds weight/patch_embed"):
+        verify_directory(tmp_path)
+    (tmp_path / "lacking.npz").unlink()
+    settings = "{'embed_dim': 48, 'depth': 1, 'num_heads': 2, 'mlp_ratio': 4.0, 'img_size': 64}"
+    np.savez(tmp_path / "misfit.npz", config=settings, **weight)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"misfit\.npz does not fit together: "):
+        verify_directory(tmp_path)
+    (tmp_path / "misfit.npz").unlink()
     with pytest.raises(ValueError, match="no known kind; it holds something"):
         verify_directory(tmp_path)
     (tmp_path / "other.npz").write_bytes((REFERENCE / "pose_11.npz").read_bytes()[:500])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from armworld.baselines.bc import BCTrainConfig
 from armworld.baselines.pixels_train import PixelTrainConfig
 from armworld.datasets.episode import EpisodeError
 from armworld.worldmodel.align import AlignConfig, align
-from armworld.worldmodel.checkpoint import save_encoder
+from armworld.worldmodel.checkpoint import WEIGHTS_FOLDER, save_encoder
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
@@ -73,6 +74,7 @@ PAIRS = {  # what goes wrong with an option, and what is told
         ({"frames": 40}, "frames must be at least 2 and at most 33, got 40"),
         ({"pair_share": 2.0}, r"pair_share must be at least 0 and at most 1, got 2\.0"),
         ({"window": 0}, "window must be at least 1, got 0"),
+        ({"window": 3}, r"window must be below frames \(it would not be trained\), got 3, 3"),
         ({"layers": 0}, "layers must be at least 1, got 0"),
         ({"weight_decay": -1.0}, r"weight_decay must be at least 0, got -1\.0"),
         ({"learning_rate": NAN}, "learning_rate must be above 0, got nan"),
@@ -162,6 +164,12 @@ def test_device_precision_and_folder_are_looked_at_first(tmp_path, kind):
         make(kind, tmp_path, out=tmp_path / "file" / "run")
 
 
+def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=f"out must be a folder that can be written, but {tmp_path} cannot"):
+        make(PretrainConfig, tmp_path)
+
+
 def test_cuda_is_this_ranks_device_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("cuda", "cuda:0"):
@@ -242,13 +250,17 @@ def test_pretraining_refuses_before_it_packs_frames(tmp_path, data, changes, tol
 
 @pytest.mark.usefixtures("nothing_runs")
 def test_a_model_that_is_none_is_told_before_data_are_read(tmp_path):
-    foreign, empty = tmp_path / "foreign.pt", tmp_path / "empty"
-    foreign.write_text("nothing")
+    foreign, empty, wrong = tmp_path / "foreign.pt", tmp_path / "empty", tmp_path / "wrong"
+    foreign.write_text("nothing to be read as an archive")
     empty.mkdir()
+    shutil.copytree(WEIGHTS_FOLDER / "default", wrong)
+    config = (wrong / "config.json").read_text()
+    (wrong / "config.json").write_text(config.replace('"width": 192', '"width": "wide"', 1))
     encoder = save_encoder(tmp_path / "encoder", Encoder(encoder_config("debug")))
     for name, told in (
         ("missing", "no checkpoint 'missing'"),
-        (str(foreign), "is truncated or not a file of tensors"),
+        (str(foreign), "is truncated or not a file of tensors: no archive as torch"),
+        (str(wrong), "wrong: encoder: "),
         (str(empty), "is not a checkpoint: it has no model.safetensors"),
     ):
         for run, config in (

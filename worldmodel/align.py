@@ -78,7 +78,7 @@ class AlignConfig(TrainingConfig):
         check_numbers(self, "learning_rate", above=0)
         check_numbers(self, "held_out", above=0, below=1)
         if self.cache is not None:
-            check_folder("cache", self.cache)
+            check_folder("cache", self.cache, written=False)
 
 
 def align(config: AlignConfig) -> Path:

@@ -288,7 +288,11 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str)
 
 
 def config_from_json(config_type: type[_Config], values: Any, source: str) -> _Config:
-    """A configuration dataclass from its JSON form (lists become tuples); unknown or missing fields are errors."""
+    """A configuration dataclass from its JSON form (lists become tuples).
+
+    Raises:
+        ValueError: Unknown or missing fields, or values that the dataclass refuses.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{source}: expected an object, got {values!r}")
     known = {field.name: field for field in fields(config_type)}  # type: ignore[arg-type]
@@ -296,7 +300,10 @@ def config_from_json(config_type: type[_Config], values: Any, source: str) -> _C
     unknown, missing = values.keys() - known.keys(), required - values.keys()
     if unknown or missing:
         raise ValueError(f"{source}: unknown fields {_some(unknown)}; missing fields {_some(missing)}")
-    return config_type(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    try:
+        return config_type(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _fingerprint(weights: Mapping[str, Tensor]) -> str:

@@ -142,11 +142,13 @@ class PosttrainConfig(TrainingConfig):
         check_optimizer(self.optimizer)
         ACPredictorConfig(1, self.width, self.depth, self.heads, image_size=(self.image_size, self.image_size))
         if self.cache is not None:
-            check_folder("cache", self.cache)
+            check_folder("cache", self.cache, written=False)
         if self.tensorboard:
             require("tensorboard", "tensorboard")
         if self.frames < max(self.rollout, 1) + 1:
             raise ValueError(f"a rollout of {self.rollout} steps needs frames > {self.rollout}, got {self.frames}")
+        if self.init is None and (self.window or 0) >= self.frames:
+            raise ValueError(f"window must be below frames (it would not be trained), got {self.window}, {self.frames}")
         if self.encoder is None and self.init is None:
             raise ValueError("posttrain needs --encoder (whose features?) or --init (a world model to start from)")
         if self.init is None and (self.trainable_blocks is not None or self.lora_rank):

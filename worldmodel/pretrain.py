@@ -13,7 +13,7 @@ Shapes: B clips, T frames, H x W pixels, N tokens = (T/2) (H/16) (W/16), D featu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -280,7 +280,10 @@ def _load_initial(config: PretrainConfig) -> Encoder:
     """The encoder of `config.init`, ready to be trained; a ValueError where its shape is not the one asked for."""
     encoder = load_encoder(str(config.init)).train()
     if encoder.config != config.encoder:
-        raise ValueError(f"--init {config.init} holds an encoder of {encoder.config}; asked for: {config.encoder}")
+        there, asked = asdict(encoder.config), asdict(config.encoder)
+        differing = [name for name in there if there[name] != asked[name]]
+        told = "; ".join(f"{name}: {there[name]} there, {asked[name]} asked" for name in differing)
+        raise ValueError(f"--init {config.init} holds an encoder of another shape ({told})")
     return encoder
 
 

@@ -125,6 +125,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "no archive as torch.save writes it" if reason.startswith("mmap can only be used") else reason
         raise ValueError(f"{path} is truncated or not a file of tensors: {reason}") from error
     if not isinstance(content, dict) or not any(isinstance(content.get(key), Mapping) for key in ENCODER_KEYS):
         raise ValueError(f"{path} is not a V-JEPA 2 file: it needs a state dict under one of {', '.join(ENCODER_KEYS)}")

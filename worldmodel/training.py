@@ -61,11 +61,13 @@ __all__ = [
 ]
 
 
-def check_folder(name: str, folder: Path) -> None:
-    """A ValueError where `folder`, or what it is to lie in, is there and is no folder."""
+def check_folder(name: str, folder: Path, written: bool = True) -> None:
+    """A ValueError where `folder`, or what it is to lie in, is no folder or (to be `written`) belongs to others."""
     there = next(path for path in (folder, *Path(folder).absolute().parents) if path.exists())
     if not there.is_dir():
         raise ValueError(f"{name} must be a folder, but {there} is a file")
+    if written and not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name} must be a folder that can be written, but {there} cannot")
 
 
 @dataclass

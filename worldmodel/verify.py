@@ -88,8 +88,13 @@ def verify_file(path: str | Path) -> list[Check]:
     kind, tolerance = _kind(path, arrays)
     if kind is None:
         return []
-    with torch.inference_mode():
-        results = kind(arrays)
+    try:
+        with torch.inference_mode():
+            results = kind(arrays)
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}; it holds {', '.join(sorted(arrays))}") from error
+    except (RuntimeError, SyntaxError, TypeError) as error:  # keys, shapes or a configuration that do not fit
+        raise ValueError(f"{path} does not fit together: {error}") from error
     return [_compare(f"{path.stem}: {key}", value, arrays[key], tolerance) for key, value in results.items()]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -170,7 +171,7 @@ def out_of_memory(error: Exception) -> str | None:
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and torchs):
         return None
     _, _, reason = text.rpartition("DefaultCPUAllocator: ")
-    reason = reason.split(". ")[0].rstrip(".") or "out of memory"
+    reason = re.split(r"(?<!\d)\. ", reason)[0].rstrip(".") or "out of memory"  # NumPy writes 745. GiB
     return (
         f"{reason}. What was saved is kept; run the command again with a smaller --batch, with --dtype bfloat16 or "
         "with --device cpu, as far as the verb has them"
