@@ -215,6 +215,7 @@ def nothing_runs(monkeypatch):
         ({"merge": 0}, "merge 0 does not divide"),
         ({"layers": 9}, r"layers must lie in 1 \.\.\. 2, got 9"),
         ({"init": "default", "encoder": None, "trainable_blocks": 99}, "trainable_blocks must lie in 0 .* got 99"),
+        ({"init": "default", "encoder": None, "lora_rank": 999}, r"lora_rank must lie in 1 \.\.\. 256, .* got 999"),
         ({"encoder": "missing"}, "no checkpoint 'missing': not an existing path"),
         ({"encoder": "random:huge"}, "unknown encoder size 'huge'"),
         ({"camera": "lefft"}, "no camera 'lefft'; it has left"),

@@ -71,7 +71,12 @@ def add_lora(predictor: ACPredictor, rank: int) -> None:
     """Put adapters of that rank beside every matrix of the blocks, in place, and freeze all else.
 
     An adapter's output is doubled (alpha = 2 rank), as is usual; at first it is zero.
+
+    Raises:
+        ValueError: A rank above the matrices' own.
     """
+    if not 1 <= rank <= predictor.config.width:
+        raise ValueError(f"lora_rank must lie in 1 ... {predictor.config.width}, the predictor's width, got {rank}")
     peft = require("peft", "lora")
     settings = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(LORA_TARGETS))
     peft.inject_adapter_in_model(settings, predictor)
