@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from armworld.evaluation.doctor_picture import doctor_figure
 from armworld.evaluation.doctor_stills import Stills, read_stills
 from armworld.evaluation.doctor_verdict import judge
 from armworld.evaluation.landscape import LandscapeConfig, Step, energy_planes, landscape, load_step, verdict
-from armworld.evaluation.probing import fit_axes, fit_probe, latent_and_true_distances, ranking, spearman
+from armworld.evaluation.probing import RIDGES, fit_axes, fit_probe, latent_and_true_distances, ranking, spearman
 from armworld.evaluation.samples import JOGS, Samples, Travel
 from armworld.worldmodel.model import Rollout
 
@@ -29,22 +30,22 @@ class LinearWorld:
 
     step_seconds, image_size, camera = 0.25, (16, 16), "left"
 
-    def __init__(self, yaw: float = 0.0, gain: float = 1.0) -> None:
+    def __init__(self, yaw: float = 0.0, gain: float = 1.0, width: int = 6) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.map = torch.randn(3, 4 * 6, generator=generator)
+        self.map = torch.randn(3, 4 * width, generator=generator)
         c, s = np.cos(yaw), np.sin(yaw)
         self.turn = torch.tensor(gain * np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]), dtype=torch.float32)
 
     def see(self, position) -> torch.Tensor:
         flat = torch.as_tensor(np.asarray(position), dtype=torch.float32) @ self.map
-        return flat.unflatten(-1, (4, 6))
+        return flat.unflatten(-1, (4, -1))
 
     def encode(self, images) -> torch.Tensor:
         return self.see(np.asarray(images)[:, :, 0, :3, 0].astype(np.float32) / 100)  # position in three pixels
 
     def rollout(self, z, state, actions) -> Rollout:
         moved = (actions[..., :3] @ self.turn.T).cumsum(-2) @ self.map
-        return Rollout(z[:, None, -1:] + moved.unflatten(-1, (4, 6)), state[:, -1, None, None] + actions.cumsum(-2))
+        return Rollout(z[:, None, -1:] + moved.unflatten(-1, (4, -1)), state[:, -1, None, None] + actions.cumsum(-2))
 
 
 def synthetic(world: LinearWorld, episodes: int = 12, steps: int = 6, candidates: int = 8) -> Samples:
@@ -269,3 +270,50 @@ def test_planning_through_the_simulator(tmp_path: Path, debug_model: str) -> Non
     assert record["baselines"]["hold"]["summary"]["final_distance_mean_m"] >= 0.1
     with pytest.raises(ValueError, match=r"was made for image_size 64, got 128"):
         plan(PlanConfig(model=debug_model, image_size=128, out=tmp_path / "x"))
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+
+
+def test_a_probes_penalty_is_chosen_on_episodes_that_it_was_not_fitted_to() -> None:
+    """Frames that tell their episode and nothing else: who looked at frames of the same episodes would trust them."""
+    signature, position = noise(24, 1, 200), np.random.default_rng(0).normal(size=(24, 3))
+    probe = fit_probe(
+        signature.repeat_interleave(2, 0), position.repeat(2, 0), np.arange(48) // 2, np.random.default_rng(0)
+    )
+    assert probe.ridge == max(RIDGES)
+
+
+def test_no_probe_is_judged_by_what_it_was_fitted_to() -> None:
+    """Features that tell nothing: of frames that a probe was fitted to it would read much, of others nothing."""
+    world = LinearWorld(width=100)
+    samples, seen = synthetic(world), stills(LinearWorld())
+    blind = replace(samples, z=noise(12, 7, 4, 100), branch_z=noise(*samples.branch_z.shape))
+    findings = examine(
+        world,
+        blind,
+        Travel(blind.z, blind.states, blind.actions),
+        replace(seen, z=noise(60, 4, 100)),
+        np.random.default_rng(0),
+    )
+    told = findings["probe"]
+    assert told["position_error_m"] > 0.8 * told["guessing_error_m"]
+    assert findings["axes"]["encoded"]["error_m"] < 0.1  # 5 cm were commanded; fitted-to frames lie 20 cm from the mean
+    assert findings["stills"]["object_error_m"] > 0.8 * findings["stills"]["object_guessing_m"]
+
+
+def test_the_doctors_probe_knows_which_frames_are_of_one_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[torch.Tensor, np.ndarray]] = []
+
+    def spy(features: torch.Tensor, targets: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> Any:
+        asked.append((features, groups))
+        return fit_probe(features, targets, groups, rng)
+
+    monkeypatch.setattr("armworld.evaluation.doctor.fit_probe", spy)
+    world = LinearWorld()
+    samples = synthetic(world)
+    signed = replace(samples, z=torch.arange(12.0)[:, None, None, None].expand(-1, 7, 4, 6))
+    examine(world, signed, Travel(samples.z, samples.states, samples.actions), stills(world), np.random.default_rng(0))
+    ((features, groups),) = asked
+    np.testing.assert_array_equal(features[:, 0, 0], groups)

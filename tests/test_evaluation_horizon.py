@@ -1,6 +1,8 @@
 """The horizon study: long rollouts in pieces, errors of a model that is known, verdict, and a whole small run."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from armworld.evaluation.horizon import (
     most_steps,
     verdict,
 )
+from armworld.evaluation.probing import fit_probe
 from armworld.evaluation.samples import Travel
 from armworld.pose import apply_action
 from armworld.worldmodel.model import Rollout
@@ -92,3 +95,30 @@ def test_a_small_study_of_the_shipped_model(tmp_path: Path) -> None:
     assert record == read_json(tmp_path / "sweep.json") and len(record["ahead"]["l1"]) == 4
     assert record["plans"][0]["horizon"] == 1
     assert "How far ahead?" in (tmp_path / "index.html").read_text()
+
+
+class Still(Drifting):
+    """Imagines that nothing changes; features of any width."""
+
+    def rollout(self, z: Tensor, state: Tensor, actions: Tensor) -> Rollout:
+        steps = actions.shape[2]
+        return Rollout(z[:, -1:, None].expand(-1, -1, steps, -1, -1), state[:, -1:, None].expand(-1, -1, steps, -1))
+
+
+def test_the_probe_is_fitted_to_other_episodes_than_are_imagined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that tell their frame and nothing else: where the probe was not fitted to them it reads nothing."""
+    asked: list[tuple[Tensor, np.ndarray]] = []
+
+    def spy(features: Tensor, targets: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> Any:
+        asked.append((features, groups))
+        return fit_probe(features, targets, groups, rng)
+
+    monkeypatch.setattr("armworld.evaluation.horizon.fit_probe", spy)
+    z = torch.randn(8, 8, 1, 400, generator=torch.Generator().manual_seed(0))
+    z[..., 0] = torch.arange(8.0)[:, None, None]
+    walked = replace(journeys(), z=z)
+    ahead = look_ahead(Still(0.0), walked, np.random.default_rng(0))
+    spread = np.linalg.norm(walked.states[:, 1:, :3] - walked.states[:, 1:, :3].mean((0, 1)), axis=-1).mean()
+    assert ahead["probe_error_m"].mean() > 0.7 * spread
+    ((features, groups),) = asked
+    np.testing.assert_array_equal(features[:, 0, 0], groups)
