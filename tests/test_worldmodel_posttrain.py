@@ -1,5 +1,6 @@
 """Post-training: the losses' mathematics, and a small end-to-end run over recorded episodes."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ from armworld.pose import apply_action
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_world_model
-from armworld.worldmodel.posttrain import PosttrainConfig, posttrain
+from armworld.worldmodel.encoder import Encoder
+from armworld.worldmodel.posttrain import PosttrainConfig, posttrain, predictor_config
 from armworld.worldmodel.prediction_loss import PredictionLoss
-from armworld.worldmodel.sizes import ACPredictorConfig
+from armworld.worldmodel.sizes import ACPredictorConfig, encoder_config
 from armworld.worldmodel.training import read_metrics
+
+sys.path.insert(0, str(Path(__file__).parent))
+from worldmodel_runs import posttraining
 
 
 @pytest.fixture
@@ -108,3 +113,19 @@ def test_recorded_episodes_become_a_world_model(tmp_path):
     with pytest.raises(ValueError, match=r"step_seconds 0.1 does not fit data"):
         posttrain(PosttrainConfig(data=(data,), encoder="random:debug", out=tmp_path / "b", image_size=64,
                                   width=48, depth=2, heads=2, steps=1, step_seconds=0.1, held_out=0.2))  # fmt: skip
+
+
+@pytest.mark.parametrize("middle", [0.0, 1.2, np.pi, -3.0])
+def test_the_state_that_the_predictor_reads_is_small_and_centred_also_where_angles_jump(tmp_path, middle: float):
+    """Angles within 0.2 rad of `middle`, told in [-pi, pi): what reaches the network has mean 0 and no jump."""
+    near = np.linspace(-0.2, 0.2, 41)
+    states = np.zeros((41, 7), np.float32)
+    states[:, :3] = [0.5, -0.1, 0.3]
+    states[:, 3:6] = ((middle + near + np.pi) % (2 * np.pi) - np.pi)[:, None]
+    config = predictor_config(posttraining(tmp_path, tmp_path), Encoder(encoder_config("debug")), states)
+    assert config.state_offset is not None and config.state_scale is not None
+    away = np.angle(np.exp(1j * (np.array(config.state_offset[3:6]) - middle)))
+    np.testing.assert_allclose(away, 0, atol=1e-5)
+    np.testing.assert_allclose(config.state_offset[:3], [0.5, -0.1, 0.3], atol=1e-5)
+    read = ACPredictor(config)._scale_states(torch.from_numpy(states))[:, 3:6] / torch.tensor(config.state_scale[3:6])
+    np.testing.assert_allclose(read, np.repeat(near[:, None], 3, 1), atol=1e-5)
