@@ -122,3 +122,19 @@ def test_another_scene_than_the_recorded_one_is_refused(source: Path, tmp_path: 
 def test_impossible_ranges_are_refused(bad: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="views vary by ranges"):
         RerenderConfig(tmp_path, tmp_path / "b", **bad)
+
+
+def test_clips_of_several_views_are_turned_by_as_much_as_the_camera_was_moved_round(
+    source: Path, tmp_path: Path
+) -> None:
+    """Where the camera stands at the azimuth named, its frame is the base's; each degree further round is one less."""
+    views = render(source, tmp_path / "b", **VIEWS)
+    cache = build_feature_cache(tmp_path / "b", lambda f: f.mean((1, 2))[:, None], {"encoder": "mean"}, tmp_path / "f")
+    for number, turned in enumerate(azimuths(views)):
+        plain, same, own = (
+            cache.clips(np.array([number]), camera_frame=frame).sample(np.random.default_rng(0), 4, 2)[1]
+            for frame in (None, RIG.azimuth + turned, RIG.azimuth)
+        )
+        torch.testing.assert_close(same[..., :3], plain[..., :3], atol=1e-5, rtol=0)
+        angle = torch.atan2(own[..., 1], own[..., 0]) - torch.atan2(plain[..., 1], plain[..., 0])
+        torch.testing.assert_close(torch.rad2deg(angle), torch.full_like(angle, -turned), atol=0.01, rtol=0)

@@ -12,6 +12,7 @@ sys.path.insert(0, str(TESTS))
 from datasets_helpers import write_dataset  # noqa: E402
 from worldmodel_runs import posttraining  # noqa: E402
 
+from armworld.datasets.features import FeatureCache  # noqa: E402
 from armworld.evaluation.agents import told_camera  # noqa: E402
 from armworld.worldmodel.align import AlignConfig, align  # noqa: E402
 from armworld.worldmodel.checkpoint import load_world_model  # noqa: E402
@@ -79,3 +80,22 @@ def test_a_checkpoint_without_the_token_learns_to_read_it(data: Path, tmp_path: 
     assert not load_world_model(plain).predictor.config.extrinsics
     tuned = posttrain(posttraining(data, tmp_path / "b", steps=1, init=str(plain), encoder=None, extrinsics=True))
     assert load_world_model(tuned).predictor.config.extrinsics
+
+
+def test_training_and_aligning_in_the_cameras_frame_draw_their_clips_in_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float | None] = []
+    clips = FeatureCache.clips
+
+    def spy(self: FeatureCache, episodes: np.ndarray, step_seconds: float, camera_frame: float | None = None):
+        asked.append(camera_frame)
+        return clips(self, episodes, step_seconds, camera_frame)
+
+    monkeypatch.setattr(FeatureCache, "clips", spy)
+    config = posttraining(data, tmp_path / "a", camera_frame=50.0, steps=1)
+    folder = str(posttrain(config))
+    assert asked == [50.0, 50.0]
+    settings = {"cache": config.cache, "steps": 1, "batch": 4, "held_out": 0.4, "dtype": "float32"}
+    align(AlignConfig(data=(data,), model=folder, out=tmp_path / "b", **settings))  # type: ignore[arg-type]
+    assert asked == [50.0] * 4
