@@ -3,14 +3,19 @@
 import copy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from armworld.pose import action_between
+from armworld.pose import action_between, apply_action
+from armworld.worldmodel import adapt as adapting
+from armworld.worldmodel.ac_predictor import Prediction
 from armworld.worldmodel.adapt import AdaptConfig, adapt, adapt_and_save
+from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_world_model, save_world_model
 from armworld.worldmodel.model import VJEPA2AC, WorldModelConfig
 from armworld.worldmodel.readout import HandReadout, ReadoutConfig
@@ -138,3 +143,97 @@ def test_what_it_cannot_learn_from_is_named() -> None:
         AdaptConfig(learning_rate=0)
     with pytest.raises(ValueError, match="diverged"):
         adapt(world, frames, states, generator, AdaptConfig(predictor_steps=20, learning_rate=1e30, dtype="float32"))
+
+
+class Right(torch.nn.Module):
+    """A predictor that is always right in a world whose features are the arm's state; it notes what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(grid=(1, 1), features=7)
+        self.asked: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def forward(self, z: Tensor, actions: Tensor, states: Tensor, cameras: None = None) -> Prediction:
+        self.asked.append((z, actions, states))
+        return Prediction(seen(apply_action(states, actions)) + self.unused, None)
+
+
+class Passing(torch.nn.Module):
+    """A readout that answers the features that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + self.unused
+
+
+SPREAD = torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
+
+
+def seen(states: Tensor) -> Tensor:
+    """Features [..., 1, 16] of states [..., 7]."""
+    return normalize((states @ SPREAD)[..., None, :])
+
+
+def told(count: int = 40) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return 0.3 * torch.rand(count, 7, generator=generator)
+
+
+def right_model() -> Any:
+    config = SimpleNamespace(extrinsics=None)
+    return SimpleNamespace(predictor=Right(), readout=Passing(), config=config)
+
+
+def test_the_predictor_learns_from_each_frame_the_move_that_led_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consecutive frames, their own states, and actions from each to the next: the loss of who is right is 0."""
+    losses, loss_of = [], adapting.PredictionLoss.forward
+
+    def spy(self: adapting.PredictionLoss, *arguments: Any) -> dict[str, Tensor]:
+        parts = loss_of(self, *arguments)
+        losses.append(float(parts["loss"].detach()))
+        return parts
+
+    monkeypatch.setattr(adapting.PredictionLoss, "forward", spy)
+    states, world = told(), right_model()
+    config = AdaptConfig(predictor_steps=60, clips=8, rollout=2, dtype="float32", learning_rate=1e-9)
+    adapting._teach_predictor(world, seen(states), states, torch.Generator().manual_seed(0), config)
+    assert len(losses) == 60 and max(losses) < 1e-4
+    forced = [call for call in world.predictor.asked if call[1].shape[1] == 2]
+    for z, actions, at in forced:
+        torch.testing.assert_close(z[:, 0], seen(at)[:, 0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(apply_action(at, actions)[:, :-1], at[:, 1:], atol=1e-5, rtol=0)
+    begun = torch.cat([at[:, 0] for *_, at in forced])
+    assert all(bool((begun == state).all(1).any()) for state in states[:-2])  # the whole recording is drawn from
+
+
+@pytest.mark.parametrize("imagined", [0.0, 1.0])
+def test_the_readout_learns_each_frame_with_the_state_that_it_shows(
+    imagined: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real ones, or imagined ones, of which the first frame has none; with noise of the asked-for deviation."""
+    taught: list[tuple[Tensor, Tensor]] = []
+
+    def note(read: Tensor, states: Tensor) -> Tensor:
+        taught.append((read.detach(), states))
+        return 0 * read.sum()
+
+    monkeypatch.setattr(adapting, "reading_loss", note)
+    states = told()
+    for noise in (0.0, 0.2):
+        for everyone in (3, 4):  # the generator passed in decides, not torch's own
+            torch.manual_seed(everyone)
+            config = AdaptConfig(readout_steps=20, frames=16, noise=noise, imagined_share=imagined, dtype="float32")
+            generator = torch.Generator().manual_seed(0)
+            adapting._teach_readout(right_model(), seen(states), states, generator, config)
+    quiet, noisy = (torch.stack([part[0] for part in taught[k : k + 20]]) for k in (0, 40))
+    at = torch.stack([part[1] for part in taught[:20]])
+    torch.testing.assert_close(quiet, seen(at), atol=1e-3, rtol=0)
+    assert torch.equal(noisy, torch.stack([part[0] for part in taught[60:]]))
+    assert float((noisy - quiet).std()) == pytest.approx(0.2, abs=0.01)
+    assert float((noisy - quiet).mean()) == pytest.approx(0, abs=0.01)
+    shown = [bool((at == state).all(-1).any()) for state in states]
+    assert shown == [imagined == 0] + [True] * 39

@@ -181,3 +181,27 @@ def test_features_to_read_come_with_the_state_that_they_show(imagined: bool) -> 
     features, told = draw(source, predictor, config, np.random.default_rng(0), torch.device("cpu"))
     assert features.shape == (5, 2, 12)
     torch.testing.assert_close(features, seen(told), atol=1e-4, rtol=0)
+
+
+def test_the_readout_learns_from_disturbed_features_and_goes_on_with_the_same_noise(trained, tmp_path, monkeypatch):
+    """Of the asked-for deviation; a run that goes on draws what an undisturbed one would have drawn."""
+    fed: list[torch.Tensor] = []
+    forward = HandReadout.forward
+
+    def spy(self: HandReadout, z: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            fed.append(z.detach())
+        return forward(self, z)
+
+    def still(clips: Any, predictor: Any, config: AlignConfig, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(config.batch, *clips.cache.item_shape), torch.zeros(config.batch, 7)
+
+    monkeypatch.setattr(HandReadout, "forward", spy)
+    monkeypatch.setattr("armworld.worldmodel.align.draw", still)
+    align(settings(trained, tmp_path / "a", steps=4, noise=0.3))
+    whole, fed[:] = torch.stack(fed), []
+    for steps in (2, 4):
+        align(settings(trained, tmp_path / "b", steps=steps, noise=0.3))
+    assert torch.equal(torch.stack(fed), whole)
+    assert float(whole.std()) == pytest.approx(0.3, abs=0.01) and abs(float(whole.mean())) < 0.01
+    assert not torch.equal(whole[0], whole[2])
