@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,29 @@ TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
 import evaluation_fake as fake  # noqa: E402
 import worldmodel_small as small  # noqa: E402
+from test_planners_turning import TurnedWorld, recorded  # noqa: E402
 
 from armworld.envs.cameras import RIGS  # noqa: E402
+from armworld.evaluation.agents import AGENTS, AgentSettings  # noqa: E402
 from armworld.evaluation.camera_page import gallery  # noqa: E402
 from armworld.evaluation.camera_picture import curves_figure, heat_figure, sky_figure  # noqa: E402
-from armworld.evaluation.camera_sweep import CameraSweep, camera_sweep, told_seconds  # noqa: E402
+from armworld.evaluation.camera_sweep import (  # noqa: E402
+    CameraSweep,
+    Station,
+    camera_record,
+    camera_sweep,
+    corrected_cell,
+    told_seconds,
+)
 from armworld.evaluation.camera_verdict import axes_against_azimuth, verdict  # noqa: E402
+from armworld.evaluation.cells import Cell  # noqa: E402
+from armworld.evaluation.episodes import EpisodeResult  # noqa: E402
 from armworld.evaluation.files import write_json  # noqa: E402
 from armworld.evaluation.joining import ReportConfig, report  # noqa: E402
-from armworld.evaluation.looking import HELD_OUT  # noqa: E402
+from armworld.evaluation.looking import HELD_OUT, Look  # noqa: E402
 from armworld.evaluation.picture import figure_png  # noqa: E402
 from armworld.evaluation.views import NEUTRAL, Views, label, make_views, parse_axis, varying_axes  # noqa: E402
+from armworld.planners.turning import fit_turn  # noqa: E402
 from armworld.worldmodel.adapt import AdaptConfig  # noqa: E402
 from armworld.worldmodel.checkpoint import save_world_model  # noqa: E402
 from armworld.worldmodel.model import WorldModelConfig  # noqa: E402
@@ -296,3 +308,29 @@ def test_a_sweep_over_ray_runs_the_same_jobs(tmp_path: Path, monkeypatch: pytest
     record, _ = run(tmp_path / "ray", ray="auto")
     assert asked == [(3, 1, "auto"), (6, 1, "auto")]
     assert [view["success_rate"] for view in record["views"]] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("turn", [35.0, -120.0])
+def test_the_turn_that_was_found_is_taken_out_of_what_the_planner_imagines(tmp_path: Path, turn: float) -> None:
+    model, upright = TurnedWorld(turn), TurnedWorld(0.0)
+    found = {"turn": asdict(fit_turn(model, recorded(model)))}
+    cell = Cell(fake.ID, {}, "cem", tmp_path / "cem", "some", AgentSettings())
+    station = Station(make_views(Views(azimuth="0"), RIG)[0], cell, Look(cell, 8, 0, tmp_path))
+    config = CameraSweep(model="some", correct="turn", out=tmp_path)
+    settings = corrected_cell(config, station, found).settings
+    agent: Any = AGENTS["cem"].build(fake.PointEnv(), model, 0, settings)
+    moves = recorded(upright)
+    asked = moves.z[:, None], moves.state[:, None], moves.action[:, None, None]
+    torch.testing.assert_close(agent.model.rollout(*asked).z[:, 0, 0], moves.after, atol=5e-3, rtol=0)
+
+
+def test_the_corrected_runs_are_the_first_of_each_pair() -> None:
+    def episodes(*won: bool) -> list[EpisodeResult]:
+        return [EpisodeResult(seed, success, 0.1, 3, 0.1, 0.1, "x") for seed, success in enumerate(won)]
+
+    plain, better = episodes(True, False, False, False), episodes(False, True, True, False)
+    view = make_views(Views(azimuth="0"), RIG)[0]
+    record = camera_record(view, plain, {"turn": None}, better, "turn")
+    against = record["corrected"]["against_plain"]
+    assert (against["only_first"], against["only_second"]) == (2, 1)
+    assert (record["success_rate"], record["corrected"]["success_rate"]) == (0.25, 0.5)
