@@ -13,7 +13,7 @@ from torch import Tensor
 
 from armworld.planners.mpc import AgentConfig, PlanningAgent
 from armworld.planners.objectives import AlignedL1, FinalL1, Objective
-from armworld.planners.plans import ActionSpace, PlanningError
+from armworld.planners.plans import ActionSpace, PlanningError, WarmStart
 from armworld.planners.registry import make_planner
 from armworld.types import Goal
 from armworld.worldmodel.model import Rollout
@@ -308,3 +308,82 @@ def test_the_gripper_stays_within_its_stroke() -> None:
     assert torch.equal(ActionSpace().within_stroke(actions, torch.zeros(2)), actions)
     idle = space.within_stroke(torch.zeros(1, 1, 2, 7), torch.tensor([-0.01]))
     assert not idle.any()
+
+
+def watched(agent: PlanningAgent) -> list[WarmStart | None]:
+    """The warm starts of all searches of an agent from now on."""
+    starts: list[WarmStart | None] = []
+    plan = agent.planner.plan
+
+    def watch(*arguments, warm_start=None, **settings):
+        starts.append(warm_start)
+        return plan(*arguments, warm_start=warm_start, **settings)
+
+    agent.planner.plan = watch  # type: ignore[method-assign]
+    return starts
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_a_search_starts_from_what_is_left_of_the_last_plan_but_not_of_another_sub_goals(repeat: bool) -> None:
+    """Two of three steps are executed; the sub-goal changes in the middle of the second plan, which is dropped."""
+    agent = make_agent(horizon=3, config=AgentConfig(execute_steps=2, repeat_last=repeat))
+    starts, plans = watched(agent), []
+    agent.reset(goal_at([3.0, 0, 0, 0], [0, 3.0, 0, 0], budgets=(3, 9)))
+    point, actions = np.zeros(4), []
+    for _ in range(6):
+        actions.append(agent.act(observation(point)))
+        point = point + actions[-1][[0, 1, 2, 6]] / LIMITS.numpy()
+        assert agent.last_plan is not None
+        plans.append(agent.last_plan.actions[0])
+    assert [record.planned for record in agent.history] == [True, False, True, True, False, True]
+    assert [record.subgoal for record in agent.history] == [0, 0, 0, 1, 1, 1]
+    assert starts[0] is None and starts[2] is None and len(starts) == 4
+    for start, plan in ((starts[1], plans[1]), (starts[3], plans[4])):
+        assert start is not None
+        torch.testing.assert_close(start.actions[0, 0], plan[2])
+        torch.testing.assert_close(start.actions[0, 1:], plan[2:].expand(2, -1) * float(repeat))
+    executed = torch.from_numpy(np.stack(actions))
+    torch.testing.assert_close(executed[:2], plans[0][:2])
+    torch.testing.assert_close(executed[3:5], plans[3][:2])  # none of the dropped plan's second step
+    assert np.abs(actions[3][1]) > 0.05
+
+
+def test_a_new_episode_begins_with_a_plan_of_its_own() -> None:
+    agent = make_agent(horizon=3, config=AgentConfig(execute_steps=3))
+    starts = watched(agent)
+    for _ in range(2):
+        agent.reset(goal_at([3.0, 0, 0, 0]))
+        agent.act(observation(np.zeros(4)))
+        assert agent.history[0].planned and len(agent.history) == 1
+    assert starts == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("goal", "shown"),
+    [
+        ([99.0, 0, 0, 0.3], [0, 0, 0, 1, 1, 1]),  # never there: left after 1.5 times the budget of 2
+        ([0.0, 0, 0, 0.3], [1, 1, 1, 1, 1, 1]),  # there at once
+        ([0.0, 0, 0, 0.4], [0, 0, 0, 1, 1, 1]),  # the hand is there, and fingers that may not move are not
+    ],
+)
+def test_arrival_ends_a_sub_goal_and_patience_one_that_is_not_reached(goal: list[float], shown: list[int]) -> None:
+    config = AgentConfig(schedule="arrival", patience=1.5, arrive_within=0.02, arrive_grip=0.06)
+    agent = make_agent(
+        config=config,
+        objective=AlignedL1(PointReading()),  # type: ignore[arg-type]
+        space={"max_position": 0.1, "max_gripper": 0.0},
+    )
+    agent.reset(goal_at(goal, [50.0, 0, 0, 0.3], budgets=(2, 2)))
+    for _ in range(6):
+        agent.act(observation(np.array([0.0, 0, 0, 0.3])))
+    assert [record.subgoal for record in agent.history] == shown
+
+
+def test_each_sub_goal_has_patience_of_its_own() -> None:
+    """Steps spent on the first do not count for the second."""
+    config = AgentConfig(schedule="arrival", patience=1.0, arrive_within=0.02)
+    agent = make_agent(config=config, objective=AlignedL1(PointReading()))  # type: ignore[arg-type]
+    agent.reset(goal_at([99.0, 0, 0, 0.3], [99.0, 0, 0, 0.3], [0, 99.0, 0, 0.3], budgets=(3, 2, 2)))
+    for _ in range(7):
+        agent.act(observation(np.array([0.0, 0, 0, 0.3])))
+    assert [record.subgoal for record in agent.history] == [0, 0, 0, 1, 1, 2, 2]

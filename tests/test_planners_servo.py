@@ -153,3 +153,42 @@ def test_servoing_needs_a_readout() -> None:
     z, state = torch.zeros(1, 1, 1, 6), torch.zeros(1, 1, 7)
     with pytest.raises(ValueError, match="needs the aligned objective"):
         servo().plan(Seen(), FinalL1(), z, state, LatentGoal(z[0]), generator=torch.Generator())  # pyright: ignore
+
+
+def test_it_goes_to_a_place_of_the_hand_and_not_to_the_picture() -> None:
+    """Stages of a grasp are places: 5 cm above the hand that the picture shows, the fingers held as they are."""
+    shown, wanted = START.copy(), START.copy()
+    shown[:3] += [0.04, 0.0, 0.0]
+    shown[6] = 0.7
+    wanted[:3] += [0.04, -0.02, 0.05]
+    model, objective = Seen(), AlignedL1(Reading())  # pyright: ignore[reportArgumentType]
+    hand = model.encode(wanted[None])[:, 0]
+    goal = LatentGoal(model.encode(shown[None]), torch.as_tensor(shown, dtype=torch.float32)[None], hand=hand)
+    state = torch.as_tensor(START, dtype=torch.float32)[None, None]
+    planner = servo(gain=0.5, space={"max_gripper": 1.0, "max_position": 0.1})
+    seen = model.encode(START[None, None])
+    plan = planner.plan(model, objective, seen, state, goal, generator=torch.Generator())  # pyright: ignore
+    np.testing.assert_allclose(plan.actions[0, 0], [0.02, -0.01, 0.025, 0, 0, 0, 0], atol=1e-6)
+    left = np.hypot(0.02, 0.01) + 0.025  # sideways and in height are added at a place, not taken as one length
+    assert float(plan.cost[0]) == pytest.approx(6.0 * left, abs=1e-5)
+    lengths = [float(objective.gaps(seen[:, -1:], state, other)[0]) for other in (goal, replace(goal, hand=None))]
+    assert lengths == pytest.approx([np.hypot(0.04, 0.02) + 0.05, 0.04], abs=1e-6)
+
+
+@pytest.mark.parametrize(("yaw", "shown"), [(0.3, [0, 0, 0, 0]), (0.0, [0, 0, 1, 1]), (-0.3, [0, 0, 0, 0])])
+def test_a_hand_that_only_turns_has_not_arrived(yaw: float, shown: list[int]) -> None:
+    """Nor is a plan that turns one that holds: the next sub-goal waits until the hand has turned."""
+    planner = servo(gain=0.2, space={"max_gripper": 0.0, "max_yaw": 0.3})
+    config = AgentConfig(schedule="energy", switch_energy=-1.0, switch_holds=2, arrived_rad=0.02)
+    objective = AlignedL1(Reading())  # pyright: ignore[reportArgumentType]
+    agent = PlanningAgent(Seen(), planner, objective, "left", torch.Generator(), config)  # pyright: ignore
+    turned, far = START.copy(), START.copy()
+    turned[5] += yaw
+    far[0] += 0.2
+    agent.reset(Goal((see(turned), see(far)), (30, 30)))
+    state = START
+    for _ in range(4):
+        action = agent.act(see(state)).astype(np.float64)
+        state = apply_action(state, action)
+    assert [record.subgoal for record in agent.history] == shown
+    assert agent.history[0].hold == (yaw == 0)
