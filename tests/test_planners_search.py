@@ -72,3 +72,25 @@ def test_a_neighbours_warm_start_gives_no_candidate_to_an_episode_without(name: 
     actions[0, 0, 0] = 0.05
     plan = run(name, [0.0, 0, 0, 0], warm_start_from=WarmStart(actions), hold_candidate=False)
     assert (plan.actions[1] != 0).any() and plan.statistics.nonfinite == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_warm_start_beyond_the_bounds_is_brought_inside(name: str) -> None:
+    """As after bounds were made tighter: what the last call found would come nearer to the goal than is allowed now."""
+    wide = torch.zeros(2, 3, 1, 7)
+    wide[..., 0], wide[..., 6] = 0.4, 1.0
+    for elites in (None, wide):
+        warm = WarmStart(wide[:, 0], elites)
+        plan = run(name, [4.0, 0.0, 0.0, 3.0], warm_start_from=warm)
+        assert float(plan.actions[..., 0].max()) <= 0.1 + 1e-6 and float(plan.actions[..., 6].max()) <= 0.75 + 1e-6
+        assert float(plan.actions[..., 0].min()) > 0.05
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_planner_moves_the_gripper_by_less_than_the_deadband(name: str) -> None:
+    """Nor one that executes the mean of its samples, of which none did."""
+    mean: dict[str, Any] = {"execute": "mean"} if name == "mppi" else {}
+    space = {"max_position": 0.1, "gripper_deadband": 0.2}
+    for wanted in (0.1, 0.25, 0.4, 0.6):
+        grip = run(name, [0.3, 0.0, 0.0, wanted], batch=4, space=space, **mean).actions[..., 6].abs()
+        assert ((grip == 0) | (grip >= 0.2 - 1e-6)).all(), grip

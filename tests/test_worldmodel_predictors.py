@@ -247,3 +247,31 @@ def test_bfloat16_is_close_to_float32(how: str) -> None:
         low, low_features = predictor(*inputs).z, model(clip)
     assert (normalize(low.float()) - exact).abs().mean() < 0.03
     assert (normalize(low_features.float()) - features).abs().mean() < 0.03
+
+
+def test_blocks_have_the_stated_shape_and_lie_anywhere() -> None:
+    """One block per clip: at least twice as high as wide, up to every edge, and every edge as often as the other."""
+    family, places = MaskFamily(1, 0.12, aspect=(2.0, 3.0)), []
+    for seed in range(200):
+        (mask,) = sample_masks((1, 16, 16), 1, torch.Generator().manual_seed(seed), [family])
+        rows, columns = (mask.target[0] // 16).unique(), (mask.target[0] % 16).unique()
+        assert len(rows) * len(columns) == mask.target.shape[1] == pytest.approx(0.12 * 256, rel=0.2)
+        assert 1.6 <= len(rows) / len(columns) <= 3.5
+        places.append([rows[0] == 0, rows[-1] == 15, columns[0] == 0, columns[-1] == 15])
+    top, bottom, left, right = np.array(places).sum(0)
+    assert min(top, bottom, left, right) > 5
+    assert 0.4 < top / bottom < 2.5 and 0.4 < left / right < 2.5
+
+
+@pytest.mark.parametrize(("duration", "steps", "lasting"), [(0.7, 4, 3), (0.6, 4, 2), (0.3, 8, 2), (0.05, 8, 1)])
+def test_blocks_last_the_nearest_whole_number_of_steps_and_begin_at_any(
+    duration: float, steps: int, lasting: int
+) -> None:
+    begun = set()
+    for seed in range(60):
+        family = MaskFamily(1, 0.2, duration=duration)
+        (mask,) = sample_masks((steps, 8, 8), 1, torch.Generator().manual_seed(seed), [family])
+        times = (mask.target[0] // 64).unique().tolist()
+        assert times == list(range(times[0], times[0] + lasting))
+        begun.add(times[0])
+    assert begun == set(range(steps - lasting + 1))

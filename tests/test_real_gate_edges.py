@@ -1,0 +1,131 @@
+"""The safety gate at the edges of its limits: either sign, either side, one limit at a time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_real_gate import DOWN, GATE, LIMITS, act, judge, situation, view
+
+from armworld.pose import apply_action
+from armworld.real.gate import unit_reasons
+
+STEP_M = LIMITS.max_speed * LIMITS.step_seconds
+STEP_RAD = LIMITS.max_rotation_rate * LIMITS.step_seconds
+
+
+@pytest.mark.parametrize(
+    ("action", "code"),
+    [(act(yaw=-5.0), "degrees"), (act(z=-20.0), "millimetres"), (act(grip=-85.0), "gripper_units")],
+)
+def test_actions_in_other_units_are_named_of_either_sign(action: np.ndarray, code: str) -> None:
+    assert code in GATE.check(action, situation()).codes
+
+
+@pytest.mark.parametrize(
+    ("axis", "value", "code"),
+    [
+        (0, -450.0, "state_millimetres"),
+        (1, 450.0, "state_millimetres"),
+        (2, 350.0, "state_millimetres"),
+        (3, -180.0, "state_degrees"),
+        (5, 90.0, "state_degrees"),
+        (6, -0.05, "state_gripper"),
+        (6, 1.05, "state_gripper"),
+    ],
+)
+def test_a_state_in_other_units_is_named_whichever_entry_it_is(axis: int, value: float, code: str) -> None:
+    state = DOWN.copy()
+    state[axis] = value
+    assert [found for found, _ in unit_reasons(state)] == [code]
+
+
+def test_what_was_seen_in_the_future_was_not_seen() -> None:
+    """A clock that jumped: such a frame or plan is as little to be trusted as an old one."""
+    assert "stale_plan" in judge(act(x=0.01), observed_time_s=10.1).codes
+    assert "stale_frame" in GATE.admit(10.0, DOWN, 9.95, {"left": view(time_s=10.1)}).codes
+    assert "stale_state" in GATE.admit(10.0, DOWN, 10.1, {"left": view()}).codes
+
+
+@pytest.mark.parametrize(("scale", "share"), [(1.0, 1.0), (0.2, 0.2)])
+def test_a_turn_is_slowed_down_as_a_move_is(scale: float, share: float) -> None:
+    """By both limits: on the turn itself, and on the way of the fingertips, which lie off its axis."""
+    yawed = judge(act(yaw=0.7), speed_scale=scale)
+    reach = float(np.linalg.norm(LIMITS.fingers.points(), axis=-1).max())
+    assert yawed.verdict == "clip" and "speed" in yawed.codes
+    assert yawed.action[5] == pytest.approx(min(STEP_RAD, STEP_M / reach) * share, rel=1e-3)
+
+
+def test_a_move_with_a_turn_is_as_slow_as_the_slower_of_both_asks() -> None:
+    decision = judge(act(x=0.3, yaw=0.3))
+    assert np.linalg.norm(decision.action[:3]) < STEP_M and decision.action[5] < STEP_RAD
+    assert decision.action[5] / decision.action[0] == pytest.approx(1.0, rel=1e-3)
+    assert judge(act(x=0.3, yaw=0.3), speed_scale=0.5).action[0] == pytest.approx(decision.action[0] / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("away", "steps"), [({"x": 0.06}, 1), ({"x": 0.07}, 2), ({"x": 0.13}, 3), ({"y": -0.12}, 2), ({}, 1)]
+)
+def test_the_steps_that_a_way_takes_are_enough(away: dict[str, float], steps: int) -> None:
+    wanted = DOWN + act(**away)
+    if steps > 1:
+        assert GATE.steps(DOWN, wanted, 0.5) in (2 * steps - 1, 2 * steps)
+    assert GATE.steps(DOWN, wanted) == steps
+    state = DOWN
+    for left in range(steps, 0, -1):
+        state = judge((wanted - state) / left, state).target
+    np.testing.assert_allclose(state, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tilt", "told"), [(0.74, ()), (0.76, ("start_outside",))])
+def test_a_hand_that_stands_tilted_too_far_is_not_moved(tilt: float, told: tuple[str, ...]) -> None:
+    """A little over the limit of 0.7 rad it may be undone; further it is for people."""
+    state = apply_action(np.array([*DOWN[:2], 0.45, *DOWN[3:]]), act(pitch=tilt))
+    assert judge(act(pitch=-0.1), state).codes == told
+
+
+def test_a_clear_way_keeps_its_margin() -> None:
+    there = DOWN + act(x=0.2)  # 5 cm from the wall of the workspace
+    assert GATE.clear(DOWN, there) and GATE.clear(DOWN, there, 0.04) and not GATE.clear(DOWN, there, 0.06)
+    assert not GATE.clear(DOWN, DOWN + act(x=0.26)) and not GATE.clear(DOWN, DOWN + act(x=0.26), 0.02)
+
+
+@pytest.mark.parametrize(
+    ("off", "kept"),
+    [(act(z=-0.008), True), (act(z=-0.012), False), (act(yaw=0.08), True), (act(yaw=0.12), False)],
+)
+def test_what_was_commanded_is_held_on_to_while_the_arm_is_near_it(off: np.ndarray, kept: bool) -> None:
+    """Near it in place and in turn."""
+    seen = apply_action(DOWN, off)
+    np.testing.assert_allclose(judge(act(), seen, commanded=DOWN).target, DOWN if kept else seen, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("closedness", "held", "target"), [(0.47, False, 0.5), (0.4, False, 0.4), (0.4, True, 0.5), (0.53, False, 0.5)]
+)
+def test_fingers_stay_as_commanded_where_they_got_there_or_hold_something(
+    closedness: float, held: bool, target: float
+) -> None:
+    seen = np.array([*DOWN[:6], closedness])
+    commanded = np.array([*DOWN[:6], 0.5])
+    decision = judge(act(), seen, commanded=commanded, object_held=held, gripper_moved_s=10.0)
+    assert decision.target[6] == pytest.approx(target) and decision.verdict == "pass"
+
+
+@pytest.mark.parametrize(("closedness", "grip", "target"), [(0.9, 0.3, 1.0), (0.1, -0.3, 0.0), (0.9, -0.3, 0.6)])
+def test_a_gripper_is_not_sent_beyond_its_stroke(closedness: float, grip: float, target: float) -> None:
+    decision = judge(act(grip=grip), np.array([*DOWN[:6], closedness]))
+    assert decision.target[6] == pytest.approx(target)
+
+
+def test_a_gripper_that_still_moves_is_no_stalled_one() -> None:
+    state, commanded = np.array([*DOWN[:6], 0.5]), np.array([*DOWN[:6], 0.9])
+    for moved_s, stalled in ((9.1, False), (8.9, True)):
+        decision = judge(act(grip=0.3), state, commanded=commanded, gripper_moved_s=moved_s)
+        assert ("gripper_stall" in decision.codes) == stalled
+        assert decision.target[6] == pytest.approx(0.5 if stalled else 0.8)
