@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from armworld.planners.objectives import LatentGoal
 from armworld.planners.plans import WarmStart, shift
+from armworld.planners.registry import make_planner
 from armworld.worldmodel.model import Rollout
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from planners_fake import NAMES, PointWorld, run
+from planners_fake import LIMITS, NAMES, SMALL, PointWorld, Quadratic, run
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,3 +96,72 @@ def test_no_planner_moves_the_gripper_by_less_than_the_deadband(name: str) -> No
     for wanted in (0.1, 0.25, 0.4, 0.6):
         grip = run(name, [0.3, 0.0, 0.0, wanted], batch=4, space=space, **mean).actions[..., 6].abs()
         assert ((grip == 0) | (grip >= 0.2 - 1e-6)).all(), grip
+
+
+def energy_of(actions: Tensor, target: list[float]) -> Tensor:
+    """What `run` makes of actions [B, H, 7]: the energy of where they lead from the origin, [B]."""
+    gap = (actions[..., [0, 1, 2, 6]] / LIMITS).sum(1) - torch.tensor(target)
+    return (gap**2 * torch.tensor([3.0, 1.0, 1.0, 1 / 3])).sum(-1)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.9999])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cost_is_that_of_the_actions_also_where_they_hold_still(name: str, margin: float) -> None:
+    """With the margin holding is chosen though something else is cheaper; its own energy is told."""
+    target = [0.05, 0.0, 0.0, 0.0]
+    plan = run(name, target, hold_candidate=True, hold_margin=margin)
+    assert bool(plan.hold.all()) or margin == 0
+    torch.testing.assert_close(plan.cost, energy_of(plan.actions, target), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_better_than_holding_is_not_done(name: str) -> None:
+    class Flat(Quadratic):
+        def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
+            return super().__call__(rollout, goal) * 0 + 1
+
+    settings: dict[str, Any] = {"hold_candidate": True}
+    if name in ("mppi", "cem_published"):  # a mean of samples is not holding still
+        settings["execute"] = "mean"
+    plan = run(name, [0.5, 0, 0, 0], objective=Flat(), **settings)
+    assert plan.hold.all() and not plan.actions.any()
+
+
+def test_the_present_is_the_last_of_the_context() -> None:
+    """The fingers' stroke and what has to change are counted from it."""
+    asked: list[Tensor] = []
+
+    class Watching(Quadratic):
+        def __call__(self, rollout: Rollout, goal: LatentGoal) -> Tensor:
+            assert goal.start is not None
+            asked.append(goal.start)
+            return super().__call__(rollout, goal)
+
+    space = {"max_position": 0.1, "max_gripper": 0.75, "stroke": True}
+    planner = make_planner("cem", **{**SMALL["cem"], "space": space})
+    z, state = torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 7)
+    z[:, 1], state[:, 1, 6] = 0.3, 0.9
+    goal = LatentGoal(torch.tensor([[[0.0, 0.0, 0.0, 3.0]]]))
+    model: Any = PointWorld()
+    plan = planner.plan(model, Watching(), z, state, goal, generator=torch.Generator().manual_seed(0))
+    assert float(plan.actions[0, 0, 6]) == pytest.approx(0.1, abs=1e-6)  # 0.75 from where they stood before
+    assert all(torch.equal(start, z[:, 1]) for start in asked)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_however_few_candidates_go_through_the_model_at_a_time(name: str) -> None:
+    target = [0.5, -0.2, 0.1, 0.3]
+    whole, single = run(name, target, batch=3), run(name, target, batch=3, chunk=1)  # fewer than episodes
+    torch.testing.assert_close(single.actions, whole.actions)
+
+
+@pytest.mark.parametrize("name", ["cem", "icem"])
+def test_elites_of_repeated_actions_come_back_as_they_were(name: str) -> None:
+    """Two actions of two steps each, which together lead exactly to the goal."""
+    legs = torch.tensor([[0.06, 0, 0, 0, 0, 0, 0], [-0.01, 0.04, 0, 0, 0, 0, 0.2]])
+    steps = legs.repeat_interleave(2, 0)
+    target = (steps[:, [0, 1, 2, 6]] / LIMITS).sum(0).tolist()
+    warm = WarmStart(torch.zeros(2, 4, 7), steps.expand(2, 2, 4, 7))
+    plan = run(name, target, horizon=2, repeat=2, iterations=1, warm_start_from=warm)
+    assert float(plan.cost.max()) < 1e-9
+    torch.testing.assert_close(plan.actions, steps.expand(2, 4, 7))
