@@ -11,9 +11,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_planners_vertical import drive, lifted, make_agent, picture
+from test_planners_vertical import OneObject, drive, lifted, make_agent, picture
 
+from armworld.planners.objectives import LatentGoal
 from armworld.planners.vertical import VerticalConfig
+from armworld.worldmodel.model import Rollout
 
 
 def fetching(
@@ -72,3 +74,25 @@ def test_a_depth_is_taken_only_where_it_scores_clearly_better_than_none(
     agent._imagined_scores = lambda *_: torch.tensor(scores)  # type: ignore[method-assign]
     drive(agent, lifted(), [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 4)
     assert agent.depths[0] == pytest.approx(depth)
+
+
+def test_a_depth_counts_for_more_where_open_fingers_would_not_do() -> None:
+    """Three depths end equally near the image (0.5) with closed fingers; with open ones the ends are 0.5, 1 and 0.2 off.
+
+    A score of 2 * E - E_open: what the image would look like anyway tells nothing of a grasp.
+    """
+    goal = torch.from_numpy(lifted().observations[0]["left"])[None]
+
+    class Ends(OneObject):
+        def rollout(self, z: torch.Tensor, state: torch.Tensor, actions: torch.Tensor) -> Rollout:
+            off = torch.tensor([0.5, 0.5, 0.5, 0.5, 1.0, 0.2])
+            assert actions[0, :3, :, 6].any(1).all() and not actions[0, 3:, :, 6].any()
+            end = goal[:, None, None] + off.view(1, 6, 1, 1, 1)
+            return Rollout(z=end.expand(1, 6, actions.shape[2], 2, 4), state=state[:, -1:, None] + actions.cumsum(2))
+
+    agent = make_agent()
+    agent.reset(lifted())
+    agent.act(picture([0.0, 0.0, 2.0, 0.0], [3.0, 1.0, 0.0]))
+    agent.model = Ends()  # type: ignore[assignment]
+    scores = agent._imagined_scores(LatentGoal(goal), agent.objective.readout(goal), (0.0, 0.04, 0.08))  # type: ignore
+    torch.testing.assert_close(scores, torch.tensor([0.5, 0.0, 0.8]))

@@ -165,3 +165,26 @@ def test_elites_of_repeated_actions_come_back_as_they_were(name: str) -> None:
     plan = run(name, target, horizon=2, repeat=2, iterations=1, warm_start_from=warm)
     assert float(plan.cost.max()) < 1e-9
     torch.testing.assert_close(plan.actions, steps.expand(2, 4, 7))
+
+
+@pytest.mark.parametrize(("name", "floor"), [("cem", 0.3), ("icem", 0.3), ("mppi", 0.3), ("cem", 0.05), ("icem", 0.05)])
+def test_the_spread_of_samples_never_falls_below_its_floor(name: str, floor: float) -> None:
+    """Where all elites agree a search would stand still; the floor is in units of each dimension's bound."""
+    settings: dict[str, Any] = {"samples": 64, "iterations": 15, "min_std": floor, "record": True}
+    settings |= {"decay": 1.0} if name == "icem" else {}  # as many samples in every iteration
+    drawn = run(name, [0.2, -0.1, 0.0, 0.1], **settings).statistics.iterations[15].actions
+    assert drawn is not None
+    spread = (drawn[:, :64, 0][..., [0, 1, 2, 6]] / LIMITS).std(1)
+    torch.testing.assert_close(spread, torch.full_like(spread, floor), atol=0.25 * floor, rtol=0)
+
+
+def test_elites_are_shifted_while_something_is_left_of_them() -> None:
+    plan = run("cem", [1.5, 0, 0, 0], horizon=3)
+    assert plan.elites is not None
+    left = shift(plan, 2).elites
+    assert left is not None
+    torch.testing.assert_close(left[:, :, 0], plan.elites[:, :, 2])
+    assert not left[:, :, 1:].any() and shift(plan, 3).elites is None and shift(plan, 4).elites is None
+    kept = shift(plan, 3, repeat_last=True).elites
+    assert kept is not None
+    torch.testing.assert_close(kept, plan.elites[:, :, 2:].expand_as(kept))

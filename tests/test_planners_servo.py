@@ -192,3 +192,19 @@ def test_a_hand_that_only_turns_has_not_arrived(yaw: float, shown: list[int]) ->
         state = apply_action(state, action)
     assert [record.subgoal for record in agent.history] == shown
     assert agent.history[0].hold == (yaw == 0)
+
+
+def test_fingers_that_still_close_have_not_arrived_either() -> None:
+    """The hand is there; 0.4 of the stroke takes four steps, then two plans that hold end the sub-goal."""
+    planner = servo(space={"max_gripper": 0.1})
+    config = AgentConfig(schedule="energy", switch_energy=-1.0, switch_holds=2)
+    objective = AlignedL1(Reading())  # pyright: ignore[reportArgumentType]
+    agent = PlanningAgent(Seen(), planner, objective, "left", torch.Generator(), config)  # pyright: ignore
+    closed, far = START.copy(), START.copy()
+    closed[6] += 0.4
+    far[0] += 0.2
+    agent.reset(Goal((see(closed), see(far)), (30, 30)))
+    state = START
+    for _ in range(8):
+        state = apply_action(state, agent.act(see(state)).astype(np.float64))
+    assert [record.subgoal for record in agent.history] == [0] * 6 + [1] * 2
