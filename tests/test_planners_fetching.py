@@ -77,7 +77,7 @@ def test_a_depth_is_taken_only_where_it_scores_clearly_better_than_none(
 
 
 def test_a_depth_counts_for_more_where_open_fingers_would_not_do() -> None:
-    """Three depths end equally near the image (0.5) with closed fingers; with open ones the ends are 0.5, 1 and 0.2 off.
+    """Closed fingers end equally near the image (0.5) from three depths; open ones end 0.5, 1 and 0.2 off.
 
     A score of 2 * E - E_open: what the image would look like anyway tells nothing of a grasp.
     """
@@ -96,3 +96,16 @@ def test_a_depth_counts_for_more_where_open_fingers_would_not_do() -> None:
     agent.model = Ends()  # type: ignore[assignment]
     scores = agent._imagined_scores(LatentGoal(goal), agent.objective.readout(goal), (0.0, 0.04, 0.08))  # type: ignore
     torch.testing.assert_close(scores, torch.tensor([0.5, 0.0, 0.8]))
+
+
+@pytest.mark.parametrize(("closes_to", "tries"), [(0.6, 1), (0.75, 2), (1.0, 2)])
+def test_fingers_that_close_a_little_further_than_shown_hold_something(closes_to: float, tries: int) -> None:
+    """The image shows them at 0.4; up to 0.3 further the object may be softer or narrower, beyond that it is air."""
+
+    def squeezed(frame: torch.Tensor) -> torch.Tensor:
+        frame[0, 3] = frame[0, 3].clamp_max(0.0) if frame[0, 3] < 0.2 else closes_to
+        return frame
+
+    agent = make_agent(VerticalConfig(depths=(0.04,), retries=1), OneObject(blind=True))
+    drive(agent, lifted(), [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0], 12, squeezed)
+    assert len(agent.depths) == tries
