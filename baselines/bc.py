@@ -41,8 +41,8 @@ from armworld.datasets.store import PRELOAD_SHARE, Store, split_recordings
 from armworld.types import check_name
 from armworld.worldmodel.checkpoint import save_parts
 from armworld.worldmodel.encoder import Encoder
+from armworld.worldmodel.frozen import open_encoder, open_features
 from armworld.worldmodel.model import WorldModelConfig
-from armworld.worldmodel.posttrain import open_encoder, open_features
 from armworld.worldmodel.sizes import check_image_size
 from armworld.worldmodel.training import (
     Processes,

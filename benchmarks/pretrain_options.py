@@ -31,7 +31,7 @@ from armworld.evaluation.doctor_stills import read_stills, take_stills
 from armworld.evaluation.files import plain, read_json, write_json
 from armworld.types import check_name, check_numbers
 from armworld.worldmodel.encoder import Encoder
-from armworld.worldmodel.posttrain import open_encoder
+from armworld.worldmodel.frozen import open_encoder
 from armworld.worldmodel.pretrain import PretrainConfig, pretrain
 from armworld.worldmodel.recipe import RecipeConfig
 

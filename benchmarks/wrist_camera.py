@@ -27,7 +27,7 @@ from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.files import write_json
 from armworld.evaluation.probing import fit_probe
 from armworld.worldmodel.encoder import Encoder
-from armworld.worldmodel.posttrain import open_encoder
+from armworld.worldmodel.frozen import open_encoder
 
 LABS = ("lab1", "lab2")
 CAMERAS = ("left", "wrist")

@@ -16,7 +16,7 @@ from armworld.datasets.droid import find_episodes, write_episode
 from armworld.datasets.features import FeatureCache, build_feature_cache
 from armworld.datasets.files import exclusive
 from armworld.datasets.packing import build_store
-from armworld.worldmodel.posttrain import open_encoder, open_features
+from armworld.worldmodel.frozen import open_encoder, open_features
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))

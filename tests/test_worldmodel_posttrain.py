@@ -1,6 +1,7 @@
 """Post-training: the losses' mathematics, and a small end-to-end run over recorded episodes."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from armworld.datasets.episode import Episode
 from armworld.pose import apply_action
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
-from armworld.worldmodel.checkpoint import load_world_model
+from armworld.worldmodel.checkpoint import load_checkpoint, load_world_model
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.posttrain import PosttrainConfig, posttrain, predictor_config
 from armworld.worldmodel.prediction_loss import PredictionLoss
@@ -21,7 +22,8 @@ from armworld.worldmodel.sizes import ACPredictorConfig, encoder_config
 from armworld.worldmodel.training import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
-from worldmodel_runs import posttraining
+from datasets_helpers import write_dataset
+from worldmodel_runs import posttraining, stop_at
 
 
 @pytest.fixture
@@ -129,3 +131,42 @@ def test_the_state_that_the_predictor_reads_is_small_and_centred_also_where_angl
     np.testing.assert_allclose(config.state_offset[:3], [0.5, -0.1, 0.3], atol=1e-5)
     read = ACPredictor(config)._scale_states(torch.from_numpy(states))[:, 3:6] / torch.tensor(config.state_scale[3:6])
     np.testing.assert_allclose(read, np.repeat(near[:, None], 3, 1), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("posttrain") / "data"
+    write_dataset(root, 3, rows=8)
+    return root
+
+
+def test_frames_encoded_as_they_are_drawn_train_as_cached_features_do(data, tmp_path):
+    asked = {"cache": None, "steps": 6, "save_minutes": 1e-9}
+    cached = posttraining(data, tmp_path / "cached", **asked)
+    drawn = posttraining(data, tmp_path / "drawn", **asked, train_from="frames")
+    posttrain(cached)
+    stop_at(drawn, 3)
+    posttrain(drawn)
+    one, other = (read_metrics(config.out / "metrics.jsonl") for config in (cached, drawn))
+    assert len(one) == len(other) > 6
+    for first, second in zip(one, other, strict=True):
+        for name in first.keys() - {"seconds"}:
+            assert second[name] == pytest.approx(first[name], rel=1e-2, abs=3e-3), name  # cached ones have 16 bits
+    assert not (drawn.out / "features").exists()
+
+
+def test_frames_of_another_size_than_the_encoders_are_told_at_once_or_squashed(data, tmp_path):
+    config = posttraining(data, tmp_path / "run", image_size=32, cache=None, steps=1)
+    with pytest.raises(ValueError, match=r"data: its frames are 64 x 64 pixels, the encoder was trained at 32 x 32"):
+        posttrain(config)
+    with pytest.raises(ValueError, match="no camera 'front'; it has left"):
+        posttrain(replace(config, camera="front"))
+    assert not config.out.exists()
+    assert load_world_model(posttrain(replace(config, train_from="frames"))).image_size == (32, 32)
+
+
+def test_without_our_options_the_predictor_is_the_published_one(data, tmp_path):
+    config = posttraining(data, tmp_path / "run", residual=False, normalise=False, cache=None, steps=2)
+    trained = load_checkpoint(posttrain(config)).predictor
+    assert trained is not None
+    assert trained.config == ACPredictorConfig(48, 48, 2, 2, image_size=(64, 64))

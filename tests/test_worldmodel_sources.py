@@ -214,7 +214,7 @@ def test_clips_too_long_for_a_source_are_refused_before_the_cooldown_asks_for_th
     with pytest.raises(ValueError, match="no episode holds 16 frames"):
         pretrain(long)
     mixed = replace(long, videos=(videos,), weights=(1.0, 1e-9), cooldown_frames=8, step_seconds=0.5)
-    with pytest.raises(ClipError, match="no video lasts 3.5 s, as 8 frames need"):
+    with pytest.raises(ClipError, match=r"no video lasts 3\.5 s, as 8 frames need"):
         pretrain(replace(mixed, data=(), weights=()))
     with pytest.raises(ValueError, match="no episode holds 8 frames"):
         pretrain(replace(mixed, weights=(1e-9, 1.0)))

@@ -1,14 +1,15 @@
 """Post-training of the action-conditioned predictor on a frozen encoder's features (V-JEPA 2-AC, section 3).
 
 Loss: mean |ẑ − z| of teacher forcing over all steps of a clip, plus the same for a rollout that starts from the first
-frame and feeds on its own (layer-normed) predictions. Features are cached once; the encoder never runs in training.
+frame and feeds on its own (layer-normed) predictions. The rollout's error is that of the last frame that it reaches, as
+in the paper (equation 3); the public code takes the mean over all its frames. Features are cached once, and the encoder
+never runs in training; or (`train_from`) frames are encoded as they are drawn.
 
 Shapes: B clips, T frames, N patches, D features; T - 1 actions lie between T states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,22 +17,23 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from armworld.datasets.clips import check_clips
-from armworld.datasets.features import FeatureCache, FeatureClips, build_feature_cache, encoder_hash, feature_key
+from armworld.datasets.features import FeatureClips, encoder_hash
 from armworld.datasets.store import PRELOAD_SHARE
 from armworld.pose import action_between
 from armworld.types import check_numbers, require
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
-from armworld.worldmodel.checkpoint import load_checkpoint, load_encoder, save_world_model
+from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.finetune import add_lora, fit_predictor, merge_lora, train_last_blocks
+from armworld.worldmodel.frozen import check_frames, open_encoder, open_features, open_frames
 from armworld.worldmodel.model import WorldModelConfig
 from armworld.worldmodel.prediction_loss import ACTION_SCALE, PredictionLoss
 from armworld.worldmodel.processes import unsharded
-from armworld.worldmodel.sizes import ACPredictorConfig, encoder_config
+from armworld.worldmodel.sizes import ACPredictorConfig
 from armworld.worldmodel.training import (
     Processes,
     TrainingConfig,
@@ -44,7 +46,6 @@ from armworld.worldmodel.training import (
     precision,
 )
 
-CPU = torch.device("cpu")
 CURVES = ("teacher_forcing", "rollout", "state", "inverse", "one_step", "gain")  # panels of the plot
 STATE_SCALE = (5.0, 5.0, 5.0, 2.0, 2.0, 2.0, 2.0)  # 20 cm, 0.5 rad and half a gripper stroke become 1
 
@@ -56,7 +57,9 @@ class PosttrainConfig(TrainingConfig):
     Attributes:
         encoder: Checkpoint of the frozen encoder, or `random:SIZE[:DEPTH]` for an untrained one; by default that of
             --init.
-        cache: Folder of cached features; by default in the run's folder.
+        train_from: Features cached once for all frames (cache), or frames, encoded anew in every step: slower, without
+            the disk space (0.7 MB a frame for ViT-g at 256 pixels), and squashed to the encoder's size.
+        cache: Folder of cached features, or of packed frames; by default in the run's folder.
         camera: The camera whose frames are used.
         image_size: Frame height and width in pixels for a random encoder; a trained one brings its own.
         layers: Use the features after this many encoder blocks; none for all.
@@ -76,10 +79,12 @@ class PosttrainConfig(TrainingConfig):
         heads: Its heads.
         merge: Side of the square of patches that share a token (1 in the paper).
         residual: Predict the change of the features rather than the features.
+        normalise: Scale actions and states to about unit size before the predictor reads them. Not in the paper:
+            without it, and without --residual, the predictor is the published one and can be exported as such.
         state_loss: Weight of a loss on the robot's state after each step, by a head of its own; 0 leaves it out.
         inverse_loss: Weight of an inverse-dynamics loss: the action read from real and predicted features; 0: none.
         init: World model to start from (name, folder, published file); its predictor's shape and options hold
-            instead of --width, --depth, --heads, --merge and --residual.
+            instead of --width, --depth, --heads, --merge, --residual and --normalise.
         trainable_blocks: Train only this many last blocks and the output layers of --init.
         lora_rank: Train only adapters of this rank beside the blocks' matrices of --init (needs the extra `lora`).
         batch: Clips per optimiser step, over all processes.
@@ -97,6 +102,7 @@ class PosttrainConfig(TrainingConfig):
     FREE = TrainingConfig.FREE | {"cache", "log_every", "recompute", "fsdp", "tensorboard"}
 
     encoder: str | None = None
+    train_from: Literal["cache", "frames"] = "cache"
     cache: Path | None = None
     camera: str = "left"
     image_size: int = 128
@@ -113,6 +119,7 @@ class PosttrainConfig(TrainingConfig):
     heads: int = 3
     merge: int = 1
     residual: bool = True
+    normalise: bool = True
     state_loss: float = 0.0
     inverse_loss: float = 0.0
     init: str | None = None
@@ -157,58 +164,19 @@ class PosttrainConfig(TrainingConfig):
             raise ValueError("lora_rank goes with neither trainable_blocks nor fsdp; adapters are small without them")
 
 
-def open_encoder(name: str, image_size: int, seed: int) -> Encoder:
-    """A trained encoder by path or shipped name, or an untrained one drawn from `seed`: `random:SIZE[:DEPTH]`."""
-    if not name.startswith("random:"):
-        return load_encoder(name)
-    size, _, depth = name.removeprefix("random:").partition(":")
-    if depth and not depth.isdecimal():
-        raise ValueError(f"encoder {name!r}: expected random:SIZE or random:SIZE:DEPTH, e.g. random:tiny:6")
-    torch.manual_seed(seed)
-    changes = {"depth": int(depth)} if depth else {}
-    return Encoder(encoder_config(size, image_size=(image_size, image_size), **changes)).eval()
-
-
-def open_features(
-    encoder: Encoder,
-    data: Sequence[Path],
-    folder: Path,
-    camera: str,
-    layers: int | None,
-    dtype: str,
-    device: torch.device = CPU,
-) -> FeatureCache:
-    """The cache of layer-normed features [N, D] of all frames; made now if it is not there.
-
-    Args:
-        encoder: Frozen. It is on the device only while it encodes, and on the CPU afterwards: the training that follows
-            has the device's memory for itself.
-        data: Dataset folders.
-        folder: The cache's folder. Every training over the same encoder and data may share it.
-        camera: Whose frames.
-        layers: Encoder blocks used; None for all.
-        dtype: Precision in which the encoder runs: float32 or bfloat16.
-        device: Where it runs.
-    """
-
-    @torch.no_grad()
-    def encode(frames: np.ndarray) -> Tensor:
-        with precision(device, dtype):
-            return encoder.to(device).encode_frames(frames[:, None], layers)[:, 0].float().cpu()
-
-    cache = build_feature_cache(data, encode, feature_key(encoder, layers, dtype), folder, camera=camera)
-    encoder.cpu()
-    return cache
-
-
 def predictor_config(config: PosttrainConfig, encoder: Encoder, states: np.ndarray) -> ACPredictorConfig:
-    """The predictor's configuration; actions and states are scaled to unit size by the data's own ranges.
+    """The predictor's configuration; where asked for, actions and states are scaled to about unit size.
 
     Args:
         states: [F, 7], all frames' states.
     """
     angles = np.angle(np.exp(1j * states[:, 3:6]).mean(0))  # circular: roll lies around +-pi
     centre = np.concatenate([states[:, :3].mean(0), angles, [0.5]])
+    scaled = {
+        "action_scale": ACTION_SCALE,
+        "state_offset": tuple(round(float(value), 6) for value in centre),
+        "state_scale": STATE_SCALE,
+    }
     return ACPredictorConfig(
         features=encoder.config.width,
         width=config.width,
@@ -219,9 +187,7 @@ def predictor_config(config: PosttrainConfig, encoder: Encoder, states: np.ndarr
         residual=config.residual,
         merge=config.merge,
         state_head=config.state_loss > 0,
-        action_scale=ACTION_SCALE,
-        state_offset=tuple(round(float(value), 6) for value in centre),
-        state_scale=STATE_SCALE,
+        **(scaled if config.normalise else {}),
     )
 
 
@@ -297,9 +263,13 @@ def posttrain(config: PosttrainConfig) -> Path:
         predictor_config(config, encoder, np.zeros((1, 7)))  # refuses what does not fit the encoder, before it runs
     del initial  # copied: a large one need not be held twice
     check_clips(config.data, config.frames, config.step_seconds, config.camera)
-    folder = config.cache or config.out / "features"
+    if config.train_from == "cache":
+        check_frames(config.data, config.camera, encoder.config.image_size)
+        opened, folder = open_features, config.cache or config.out / "features"
+    else:
+        opened, folder = open_frames, config.cache or config.out / "frames"
     cache = processes.in_turn(
-        lambda: open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype, device)
+        lambda: opened(encoder, config.data, folder, config.camera, config.layers, config.dtype, device)
     )
     if config.extrinsics:
         cache.check_poses("--extrinsics")
@@ -311,7 +281,7 @@ def posttrain(config: PosttrainConfig) -> Path:
 
     predictor = new_predictor(config, encoder, cache.states) if tuned is None else tuned
     predictor.recompute = config.recompute
-    told = {"data": cache.content(), "views": cache.views(), "features": cache.key["encoder"]}
+    told = {"data": cache.content(), "views": cache.views(), "features": encoder_hash(encoder)}
     if config.init is not None:
         told["initial"] = encoder_hash(predictor)
     predictor = predictor.to(device)
@@ -329,9 +299,9 @@ def posttrain(config: PosttrainConfig) -> Path:
         run.set_learning_rate(config.learning_rate * 0.18, config.learning_rate)
         pairs = generators[0].random() < config.pair_share
         batch, frames, share = (2 * config.batch, 2, doubles) if pairs else (config.batch, config.frames, singles)
-        drawn = train.sample(generators[0], batch, frames, share)
-        z, states, cameras = (part.to(device) for part in drawn)
         with run.memory_advice():
+            drawn = train.sample(generators[0], batch, frames, share)
+            z, states, cameras = (part.to(device) for part in drawn)
             with precision(device, config.dtype):
                 actions = action_between(states[:, :-1], states[:, 1:])
                 parts = model(z, states, actions, cameras if config.extrinsics else None)
@@ -346,7 +316,7 @@ def posttrain(config: PosttrainConfig) -> Path:
     whole = unsharded(predictor)
     if processes.is_main:
         assert isinstance(whole, ACPredictor)
-        training = {**config.identity(), "encoder": cache.key["encoder"]}
+        training = {**config.identity(), "encoder": told["features"]}
         about = {"training": training, "steps": run.budget.step, "seconds": round(run.budget.elapsed)}
         about |= {"data": [path.name for path in config.data], "frames": len(cache.states), "device": device.type}
         size, window = encoder.config.image_size, config.window or config.frames - 1

@@ -27,6 +27,7 @@ from armworld.types import check_name, check_numbers
 from armworld.worldmodel.attentive_probe import AttentiveProbe
 from armworld.worldmodel.clip_sources import frames_at, open_video
 from armworld.worldmodel.encoder import Encoder, pixels_to_clip
+from armworld.worldmodel.frozen import open_encoder
 from armworld.worldmodel.labelled_videos import (
     EPISODE_TARGETS,
     LabelledVideo,
@@ -34,7 +35,6 @@ from armworld.worldmodel.labelled_videos import (
     something_videos,
     thin_out,
 )
-from armworld.worldmodel.posttrain import open_encoder
 from armworld.worldmodel.processes import check_device, check_dtype, pick_device, precision
 from armworld.worldmodel.sizes import TUBELET, check_image_size
 from armworld.worldmodel.training import LAST_SEED, check_folder, parameter_groups, warmup_cosine
