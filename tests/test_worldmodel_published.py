@@ -19,7 +19,7 @@ from armworld.worldmodel.huggingface import export_huggingface, load_huggingface
 from armworld.worldmodel.mask_predictor import MaskPredictor
 from armworld.worldmodel.model import WorldModelConfig
 from armworld.worldmodel.published import export_published, load_published
-from armworld.worldmodel.sizes import ACPredictorConfig, MaskPredictorConfig, encoder_config
+from armworld.worldmodel.sizes import ACPredictorConfig, EncoderConfig, MaskPredictorConfig, encoder_config
 
 
 def encoder(**changes) -> Encoder:
@@ -93,7 +93,7 @@ def test_an_action_conditioned_file_loads_as_a_world_model(tmp_path: Path) -> No
     predictor = ac_predictor()
     path = export_published(tmp_path / "ac.pt", encoder(), predictor)
     keys = torch.load(path, weights_only=True)
-    assert keys.keys() == {"encoder", "predictor"} and "module.action_encoder.weight" in keys["predictor"]
+    assert keys.keys() == {"encoder", "predictor", "armworld"} and "module.action_encoder.weight" in keys["predictor"]
     model = load_world_model(path)
     assert same(model.predictor, predictor) and model.step_seconds == 1.0 and model.image_size == (256, 256)
     pose = WorldModelConfig(extrinsics=(0.0,) * 6)
@@ -107,6 +107,28 @@ def test_export_and_load_are_inverse(tmp_path: Path) -> None:
     assert loaded.mask_predictor is not None
     assert same(loaded.encoder, encoder()) and same(loaded.mask_predictor, predictor)
     assert list(tmp_path.iterdir()) == [tmp_path / "x.pt"]
+
+
+def test_files_of_ours_say_what_weights_cannot(tmp_path: Path) -> None:
+    sizes = {"image_size": (32, 64), "max_steps": 5}
+    shapes = {"width": 36, "depth": 2, "heads": 3}
+    predictor = ACPredictor(ACPredictorConfig(60, **shapes, **sizes)).eval()  # type: ignore[arg-type]
+    own = Encoder(EncoderConfig(60, 1, 5, image_size=(32, 64))).eval()  # of no named size
+    path = export_published(tmp_path / "x.pt", own, predictor)
+    loaded = load_checkpoint(path)
+    assert loaded.predictor is not None and loaded.config is not None
+    assert loaded.predictor.config == predictor.config and loaded.encoder.config == own.config
+    assert loaded.config.image_size == (32, 64)
+    clip = torch.randn(1, 3, 2, 32, 64)
+    assert torch.equal(loaded.encoder(clip), own(clip))
+    other = load_published(path, predictor_heads=6).predictor
+    assert other is not None and other.config.heads == 6
+
+    content = torch.load(path, weights_only=True)
+    content["armworld"]["encoder"]["colour"] = 1
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="unknown fields colour"):
+        load_published(path)
 
 
 @pytest.mark.parametrize(("file", "size"), [("vitl", "L"), ("vith", "H"), ("vitg", "g"), ("vitg-384", "g-384")])
@@ -143,6 +165,11 @@ def test_the_published_action_conditioned_predictor_is_told_from_its_weights() -
         (lambda c: c["target_encoder"].update({"module.backbone.extra": torch.zeros(1)}), "extra keys extra"),
         (lambda c: c["predictor"].pop("module.backbone.predictor_embed.weight"), "has no predictor_embed.weight"),
         (lambda c: c["predictor"].update({"predictor_norm.bias": torch.zeros(24)}), "appears twice"),
+        (lambda c: c["target_encoder"].update({3: torch.zeros(1)}), "extra keys 3"),
+        (
+            lambda c: c["predictor"].update({"module.backbone.predictor_embed.weight": torch.zeros(3)}),
+            r"predictor_embed.weight must have 2 dimensions, got \[3\]",
+        ),
         (lambda c: [c.pop(key) for key in ("encoder", "target_encoder")], "needs a state dict under one of"),
     ],
 )
@@ -167,6 +194,9 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="truncated or not a file of tensors"):
         load_published(path)
     export_published(path, Encoder(encoder_config("debug", width=50)))
+    foreign = torch.load(path, weights_only=True)
+    del foreign["armworld"]
+    torch.save(foreign, path)
     with pytest.raises(ValueError, match=r"no known encoder size is 50 wide; known: debug \(48\), tiny \(192\)"):
         load_published(path)
     with pytest.raises(ValueError, match="'ema'; valid: encoder, target_encoder"):
@@ -272,6 +302,19 @@ def test_sharded_folders_load(tmp_path: Path) -> None:
     shutil.move(shard, tmp_path / "gone")
     with pytest.raises(ValueError, match="is missing, truncated"):
         load_encoder(tmp_path / "shards")
+
+
+def test_a_video_classifiers_backbone_loads(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    export_huggingface(tmp_path / "plain", encoder(), mask_predictor())
+    config = transformers.VJEPA2Config.from_pretrained(tmp_path / "plain", num_labels=3, num_pooler_layers=1)
+    model = transformers.VJEPA2ForVideoClassification(config)
+    model.vjepa2.load_state_dict(transformers.VJEPA2Model.from_pretrained(tmp_path / "plain").state_dict())
+    model.save_pretrained(tmp_path / "classifier")
+    loaded = load_checkpoint(tmp_path / "classifier")
+    plain = load_checkpoint(tmp_path / "plain")
+    assert loaded.mask_predictor is not None and plain.mask_predictor is not None
+    assert same(loaded.encoder, plain.encoder) and same(loaded.mask_predictor, plain.mask_predictor)
 
 
 @pytest.mark.parametrize(

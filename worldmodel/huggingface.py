@@ -1,7 +1,8 @@
 """Hugging Face's V-JEPA 2 folders (`facebook/vjepa2-*`, transformers' VJEPA2Model): load and export.
 
 A folder holds config.json (model_type "vjepa2") and model.safetensors, possibly in shards with an index. Names are
-mapped one to one; query, key and value are separate there and one matrix here.
+mapped one to one; query, key and value are separate there and one matrix here. Of a video classifier's folder
+(VJEPA2ForVideoClassification) the backbone is taken; its pooler and classifier are left.
 """
 
 from __future__ import annotations
@@ -80,12 +81,13 @@ def load_huggingface(folder: str | Path) -> Checkpoint:
         raise ValueError(f"{folder} is not a transformers V-JEPA 2 folder (config.json with model_type 'vjepa2')")
     config = json.loads((folder / "config.json").read_text())
     encoder_config, predictor_config = _configs(config, folder)
-    weights = _read_weights(folder)
+    weights = _backbone(_read_weights(folder))
     with torch.device("meta"):
         encoder, predictor = Encoder(encoder_config), MaskPredictor(predictor_config)
     unknown = [key for key in weights if not key.startswith(("encoder.", "predictor."))]
     if unknown:
-        raise ValueError(f"{folder}: unknown weights {', '.join(sorted(unknown)[:4])}; expected a plain VJEPA2Model")
+        names = ", ".join(sorted(unknown)[:4])
+        raise ValueError(f"{folder}: unknown weights {names}; expected a VJEPA2Model or VJEPA2ForVideoClassification")
     load_strictly(encoder, _from_huggingface(encoder, weights, _ENCODER, "encoder."), f"{folder}: encoder")
     load_strictly(predictor, _from_huggingface(predictor, weights, _PREDICTOR, "predictor."), f"{folder}: predictor")
     return Checkpoint(encoder, None, predictor, None, {"source": str(folder)})
@@ -166,6 +168,13 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{folder / name} is missing, truncated or not a safetensors file: {error}") from error
     return weights
+
+
+def _backbone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the VJEPA2Model inside of a video classifier; those of anything else as they are."""
+    inner = {key.removeprefix("vjepa2."): value for key, value in weights.items() if key.startswith("vjepa2.")}
+    left = [key for key in weights if not key.startswith(("vjepa2.", "pooler.", "classifier."))]
+    return weights if left or not inner else inner
 
 
 def _shards(index: Path) -> list[str]:

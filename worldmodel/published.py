@@ -2,7 +2,8 @@
 
 A file is a dict of state dicts: `encoder`, `target_encoder` (pretraining files) and `predictor`, with names prefixed by
 `module.` and `backbone.`. Our parameter names are the published ones, so only the prefixes and the unused position
-tables come off; everything else is loaded strictly. Head counts are not in the files: they follow from the size.
+tables come off; everything else is loaded strictly. Head counts and image sizes are not in the published files: they
+follow from the size. Ours say them in a part of their own (`armworld`), which the public code passes over.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from armworld.types import check_name
 from armworld.worldmodel.ac_predictor import ACPredictor
-from armworld.worldmodel.checkpoint import Checkpoint, load_strictly
+from armworld.worldmodel.checkpoint import Checkpoint, config_from_json, load_strictly
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.mask_predictor import MaskPredictor
 from armworld.worldmodel.model import WorldModelConfig
@@ -29,6 +30,7 @@ from armworld.worldmodel.sizes import ENCODER_SIZES, ACPredictorConfig, EncoderC
 # DROID's video headers claim 60 fps for frames taken at 15 Hz, so the published "4 fps" was about 1 s per step.
 PUBLISHED_USAGE = WorldModelConfig(step_seconds=1.0, image_size=(256, 256))
 ENCODER_KEYS = ("target_encoder", "encoder")
+CONFIGURATIONS = "armworld"  # the part of a file of ours that holds its modules' configurations
 _UNUSED = ("pos_embed", "predictor_pos_embed")  # tables that files carry but models with rotary positions never read
 
 
@@ -45,10 +47,12 @@ def load_published(
     Args:
         encoder_key: "target_encoder" or "encoder"; by default the first of them that the file has.
         encoder_size: Name of the encoder's size, which tells its heads and image size; its depth is the file's. By
-            default the one of the same width, among several that of the same depth and of the image size that the
-            file's name states, as in vitg-384.pt (256 where it states none).
-        predictor_heads: Attention heads of the predictor; by default the published 12 (mask) or 16 (action).
-        usage: How to use a world model; the step length and camera are not in the file.
+            default what a file of ours says, or the size of the same width, among several that of the same depth and of
+            the image size that the file's name states, as in vitg-384.pt (256 where it states none).
+        predictor_heads: Attention heads of the predictor; by default what a file of ours says, or the published 12
+            (mask) or 16 (action).
+        usage: How to use a world model; the step length and camera are not in the file. Its image size gives way to
+            what a file of ours says.
 
     Raises:
         ValueError: Unreadable or foreign file, unknown size, missing or extra keys.
@@ -57,17 +61,21 @@ def load_published(
     key = encoder_key or next((key for key in ENCODER_KEYS if key in content), "encoder")
     check_name("part of the file", key, content)
     weights = _bare(content[key], f"{path}: {key}")
-    encoder_config = _encoder_config(weights, encoder_size, f"{path}: {key}", Path(path).stem)
+    stated = _stated(content, str(path))
+    encoder_config = stated.get("encoder") if encoder_size is None else None
+    if not isinstance(encoder_config, EncoderConfig):
+        encoder_config = _encoder_config(weights, encoder_size, f"{path}: {key}", Path(path).stem)
     with torch.device("meta"):
         encoder = Encoder(encoder_config)
     encoder = load_strictly(encoder, weights, f"{path}: {key}")
     assert isinstance(encoder, Encoder)
     if "predictor" not in content:
         return Checkpoint(encoder, None, None, None, {"source": str(path)})
-    predictor = _predictor(content["predictor"], encoder_config, predictor_heads, usage, f"{path}: predictor")
+    told = stated.get("predictor")
+    predictor = _predictor(content["predictor"], encoder_config, predictor_heads, usage, f"{path}: predictor", told)
     about = {"source": str(path)}
     if isinstance(predictor, ACPredictor):
-        return Checkpoint(encoder, predictor, None, usage, about)
+        return Checkpoint(encoder, predictor, None, replace(usage, image_size=predictor.config.image_size), about)
     return Checkpoint(encoder, None, predictor, None, about)
 
 
@@ -79,7 +87,7 @@ def export_published(path: str | Path, encoder: Encoder, predictor: MaskPredicto
     """
     check_exportable(encoder, predictor)
     state = {f"module.backbone.{key}": value.detach().cpu() for key, value in encoder.state_dict().items()}
-    content: dict[str, dict[str, Tensor]] = {"encoder": state}
+    content: dict[str, dict[str, Any]] = {"encoder": state}
     if isinstance(predictor, ACPredictor):
         content["predictor"] = {f"module.{key}": v.detach().cpu() for key, v in predictor.state_dict().items()}
     else:
@@ -87,6 +95,9 @@ def export_published(path: str | Path, encoder: Encoder, predictor: MaskPredicto
     if isinstance(predictor, MaskPredictor):
         names = predictor.state_dict().items()
         content["predictor"] = {f"module.backbone.{key}": value.detach().cpu() for key, value in names}
+    modules = {"encoder": encoder, "predictor": predictor}
+    stated = {name: asdict(module.config) for name, module in modules.items() if module is not None}
+    content[CONFIGURATIONS] = stated
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -136,7 +147,7 @@ def _bare(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """A state dict without prefixes and unused tables."""
     bare: dict[str, Tensor] = {}
     for key, value in state.items():
-        name = key
+        name = str(key)
         while name.startswith(("module.", "backbone.")):
             name = name.split(".", 1)[1]
         if name in _UNUSED:
@@ -147,9 +158,11 @@ def _bare(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     return bare
 
 
-def _shape(weights: Mapping[str, Tensor], key: str, source: str) -> torch.Size:
+def _shape(weights: Mapping[str, Tensor], key: str, source: str, dimensions: int) -> torch.Size:
     if key not in weights:
         raise ValueError(f"{source} has no {key}: not the weights of such a model")
+    if weights[key].ndim != dimensions:
+        raise ValueError(f"{source}: {key} must have {dimensions} dimensions, got {list(weights[key].shape)}")
     return weights[key].shape
 
 
@@ -158,7 +171,7 @@ def _depth(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _encoder_config(weights: Mapping[str, Tensor], size: str | None, source: str, stem: str = "") -> EncoderConfig:
-    width = _shape(weights, "blocks.0.norm1.weight", source)[0]
+    width = _shape(weights, "blocks.0.norm1.weight", source, 1)[0]
     depth = _depth(weights, "blocks")
     if size is not None:
         return replace(ENCODER_SIZES[check_name("encoder size", size, ENCODER_SIZES)], depth=depth)
@@ -171,21 +184,41 @@ def _encoder_config(weights: Mapping[str, Tensor], size: str | None, source: str
     return replace(best, depth=depth)
 
 
+def _stated(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The configurations that a file of ours holds, by the name of the module."""
+    found = content.get(CONFIGURATIONS, {})
+    is_acting = "action_scale" in (found.get("predictor") or ())
+    kinds = {"encoder": EncoderConfig, "predictor": ACPredictorConfig if is_acting else MaskPredictorConfig}
+    return {
+        name: config_from_json(kind, found[name], f"{source}: {CONFIGURATIONS}: {name}")
+        for name, kind in kinds.items()
+        if name in found
+    }
+
+
 def _predictor(
-    state: Mapping[str, Any], encoder: EncoderConfig, heads: int | None, usage: WorldModelConfig, source: str
+    state: Mapping[str, Any],
+    encoder: EncoderConfig,
+    heads: int | None,
+    usage: WorldModelConfig,
+    source: str,
+    stated: ACPredictorConfig | MaskPredictorConfig | None = None,
 ) -> MaskPredictor | ACPredictor:
     weights = _bare(state, source)
-    width, features = _shape(weights, "predictor_embed.weight", source)
+    width, features = _shape(weights, "predictor_embed.weight", source, 2)
     if features != encoder.width:
         raise ValueError(f"{source} reads features of width {features}; the file's encoder gives {encoder.width}")
     depth = _depth(weights, "predictor_blocks")
-    ratio = _shape(weights, "predictor_blocks.0.mlp.fc1.weight", source)[0] / width
+    ratio = _shape(weights, "predictor_blocks.0.mlp.fc1.weight", source, 2)[0] / width
+    if stated is not None:
+        heads = heads or stated.heads
     with torch.device("meta"):
         if "action_encoder.weight" in weights:
+            config = ACPredictorConfig(features, width, depth, heads or 16, ratio, usage.image_size)
+            if isinstance(stated, ACPredictorConfig):
+                config = replace(config, image_size=stated.image_size, max_steps=stated.max_steps)
             extrinsics = usage.extrinsics is not None
-            module: MaskPredictor | ACPredictor = ACPredictor(
-                ACPredictorConfig(features, width, depth, heads or 16, ratio, usage.image_size, extrinsics=extrinsics)
-            )
+            module: MaskPredictor | ACPredictor = ACPredictor(replace(config, extrinsics=extrinsics))
         else:
             tokens = sum(key.startswith("mask_tokens.") for key in weights)
             module = MaskPredictor(MaskPredictorConfig(features, width, depth, heads or 12, ratio, max(tokens, 1)))
