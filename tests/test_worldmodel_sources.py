@@ -204,6 +204,14 @@ def test_the_cooldown_is_longer_and_larger(tmp_path):
     pretrain(replace(config, steps=10), Watching(0))
     assert asked == [2] * 9 + [4]
     assert load_encoder(tmp_path / "encoder").config.image_size == (96, 96)
+    half = replace(config, cooldown=0.5, out=tmp_path / "half", steps=10)
+    asked.clear()
+    pretrain(half, Watching(0))
+    assert asked == [2] * 6 + [4] * 4
+    rates = [row["learning_rate"] for row in read_metrics(half.out / "metrics.jsonl")]
+    np.testing.assert_allclose(np.array(rates[5:]) / half.learning_rate, [1, 0.8, 0.6, 0.4, 0.2])
+    with pytest.raises(ValueError, match="cooldown must be above 0 and at most 1, got 0"):
+        settings(tmp_path, cooldown=0.0)
     with pytest.raises(ValueError, match="cooldown_image_size 32 must not be below image_size 64"):
         settings(tmp_path, cooldown_image_size=32)
 

@@ -35,6 +35,7 @@ from armworld.worldmodel.prediction_loss import ACTION_SCALE, PredictionLoss
 from armworld.worldmodel.processes import unsharded
 from armworld.worldmodel.sizes import ACPredictorConfig
 from armworld.worldmodel.training import (
+    DECAY_SHARE,
     Processes,
     TrainingConfig,
     TrainingRun,
@@ -90,6 +91,7 @@ class PosttrainConfig(TrainingConfig):
         batch: Clips per optimiser step, over all processes.
         optimizer: adamw (as published), or muon for the blocks' matrices: half the steps on small budgets.
         learning_rate: Peak of the warmup-constant-decay schedule.
+        cooldown: Share of the budget, at its end, over which the learning rate falls to 0 (0.05 in the paper).
         weight_decay: AdamW's decay of matrices.
         held_out: Share of the episodes kept for validation.
         validate_every: Steps between validations.
@@ -128,6 +130,7 @@ class PosttrainConfig(TrainingConfig):
     batch: int = 64
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
+    cooldown: float = DECAY_SHARE
     weight_decay: float = 0.04
     held_out: float = 0.03
     validate_every: int = 250
@@ -152,6 +155,7 @@ class PosttrainConfig(TrainingConfig):
             check_folder("cache", self.cache, written=False)
         if self.tensorboard:
             require("tensorboard", "tensorboard")
+        check_numbers(self, "cooldown", above=0, most=1)
         if self.frames < max(self.rollout, 1) + 1:
             raise ValueError(f"a rollout of {self.rollout} steps needs frames > {self.rollout}, got {self.frames}")
         if self.init is None and (self.window or 0) >= self.frames:
@@ -296,7 +300,7 @@ def posttrain(config: PosttrainConfig) -> Path:
         modules["inverse"] = objective.inverse
     run = TrainingRun(config, modules, optimizer, generators, processes, told, tensorboard=config.tensorboard)
     for step in run.steps():
-        run.set_learning_rate(config.learning_rate * 0.18, config.learning_rate)
+        run.set_learning_rate(config.learning_rate * 0.18, config.learning_rate, config.cooldown)
         pairs = generators[0].random() < config.pair_share
         batch, frames, share = (2 * config.batch, 2, doubles) if pairs else (config.batch, config.frames, singles)
         with run.memory_advice():

@@ -75,7 +75,8 @@ class PretrainConfig(TrainingConfig):
         depth: Blocks, if not the size's own number.
         image_size: Frame height and width in pixels; a multiple of 16.
         frames: Frames per clip; a multiple of 2.
-        cooldown_frames: Frames per clip in the cooldown, the schedule's last fifth (64 after 16 in the paper).
+        cooldown: Share of the budget, at its end, over which the learning rate falls to 0 (0.05 in the paper).
+        cooldown_frames: Frames per clip in the cooldown (64 after 16 in the paper).
         cooldown_image_size: Frame size in the cooldown (384 after 256 in the paper); frames are read at this size and
             shrunk until then.
         step_seconds: Seconds between the frames of a clip.
@@ -115,6 +116,7 @@ class PretrainConfig(TrainingConfig):
     depth: int | None = None
     image_size: int = 128
     frames: int = 4
+    cooldown: float = DECAY_SHARE
     cooldown_frames: int | None = None
     cooldown_image_size: int | None = None
     step_seconds: float = 0.25
@@ -150,6 +152,7 @@ class PretrainConfig(TrainingConfig):
         if self.tensorboard:
             require("tensorboard", "tensorboard")
         self._check_sources()
+        check_numbers(self, "cooldown", above=0, most=1)
         if self.last_image_size < self.image_size:
             raise ValueError(
                 f"cooldown_image_size {self.cooldown_image_size} must not be below image_size {self.image_size}"
@@ -187,7 +190,7 @@ class PretrainConfig(TrainingConfig):
 
     def clip_shape(self, progress: float) -> tuple[int, int]:
         """Frames per clip and their size in pixels at `progress` in [0, 1] of the budget."""
-        if progress <= 1 - DECAY_SHARE:
+        if progress <= 1 - self.cooldown:
             return self.frames, self.image_size
         return self.cooldown_frames or self.frames, self.last_image_size
 
@@ -236,7 +239,7 @@ def pretrain(config: PretrainConfig, source: ClipSource | None = None) -> Path:
     run = TrainingRun(config, modules, optimizer, generators, processes, told, tensorboard=config.tensorboard)
     budget = run.budget
     for step in run.steps():
-        run.set_learning_rate(config.learning_rate / 5, config.learning_rate)
+        run.set_learning_rate(config.learning_rate / 5, config.learning_rate, config.cooldown)
         with run.memory_advice():
             shape = config.clip_shape(budget.progress)
             clip, masks = _draw(config, source, shape, generators, processes, device)

@@ -37,7 +37,7 @@ from armworld.worldmodel.processes import (
     rank_zero_value,
 )
 
-DECAY_SHARE = 0.2  # of the budget, at the end of the schedule: the cooldown
+DECAY_SHARE = 0.2  # of the budget, at the end of the schedule: the cooldown, unless asked for otherwise
 LAST_SEED = 2**63 - 1  # torch and NumPy both take it
 
 __all__ = [
@@ -255,9 +255,9 @@ class TrainingRun:
             "torchrun on more devices; or with a smaller --batch into another --out"
         )
 
-    def set_learning_rate(self, start: float, peak: float) -> None:
-        """Warmup-constant-decay at the budget's progress."""
-        self.optimizer.set_rate(warmup_constant_decay(self.budget.progress, start, peak))
+    def set_learning_rate(self, start: float, peak: float, decay: float = DECAY_SHARE) -> None:
+        """Warmup-constant-decay at the budget's progress; the rate falls in the last `decay` of it."""
+        self.optimizer.set_rate(warmup_constant_decay(self.budget.progress, start, peak, decay=decay))
 
     def set_cosine_rate(self, peak: float, warmup_steps: int) -> None:
         """Warmup and cosine at the budget's progress; see `warmup_cosine`."""
