@@ -49,6 +49,13 @@ class NoiseClips:
         return self.sample(generator, batch, frames, share), states
 
 
+class Larger(NoiseClips):
+    """The same in 96 pixels."""
+
+    def sample(self, generator: np.random.Generator, batch: int, frames: int, share: Share = WHOLE) -> np.ndarray:
+        return generator.integers(0, 256, (batch, frames, 96, 96, 3), dtype=np.uint8)[share]
+
+
 def settings(out, **changes) -> PretrainConfig:
     base = {"size": "debug", "image_size": 64, "batch": 2, "steps": 6, "dtype": "float32", "predictor_width": 48}
     return PretrainConfig(data=(), out=out, predictor_depth=1, predictor_heads=2, **{**base, **changes})
@@ -217,6 +224,8 @@ def test_pretraining_starts_from_a_given_encoder_of_the_same_shape(tmp_path):
     old, new = load_encoder(first), load_encoder(again)
     for before, after in zip(old.parameters(), new.parameters(), strict=True):
         torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
+    larger = load_encoder(pretrain(settings(tmp_path / "larger", init=str(first), steps=1, image_size=96), Larger()))
+    assert larger.config == replace(old.config, image_size=(96, 96))
     with pytest.raises(ValueError, match=r"holds an encoder of another shape \(depth: 2 there, 3 asked\)"):
         pretrain(settings(tmp_path / "deeper", init=str(first), depth=3), NoiseClips())
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from armworld.datasets.features import encoder_hash
 from armworld.types import check_numbers, require
-from armworld.worldmodel.checkpoint import load_encoder, save_encoder
+from armworld.worldmodel.checkpoint import load_encoder, load_strictly, save_encoder
 from armworld.worldmodel.clip_sources import NO_STATES, ClipSource, StateClipSource, check_weights, open_sources
 from armworld.worldmodel.encoder import Encoder, pixels_to_clip
 from armworld.worldmodel.mask_denoiser import MaskDenoiser, collapse_monitors
@@ -70,7 +70,8 @@ class PretrainConfig(TrainingConfig):
         images: Folders of images, each a source of still clips.
         weights: How often each source is drawn: first --data (if any), then each of --videos, then each of --images;
             by default all alike.
-        init: Encoder to start from (name, folder, published file); it must have the shape asked for.
+        init: Encoder to start from (name, folder, published file); it must have the shape asked for, but may have been
+            trained on frames of another size.
         size: Encoder size: tiny, small, base, L, H, g, g-384 or debug.
         depth: Blocks, if not the size's own number.
         image_size: Frame height and width in pixels; a multiple of 16.
@@ -281,13 +282,16 @@ def _build(config: PretrainConfig) -> MaskDenoiser:
 
 def _load_initial(config: PretrainConfig) -> Encoder:
     """The encoder of `config.init`, ready to be trained; a ValueError where its shape is not the one asked for."""
-    encoder = load_encoder(str(config.init)).train()
-    if encoder.config != config.encoder:
-        there, asked = asdict(encoder.config), asdict(config.encoder)
-        differing = [name for name in there if there[name] != asked[name]]
+    loaded = load_encoder(str(config.init))
+    there, asked = asdict(loaded.config), asdict(config.encoder)
+    differing = [name for name in there if there[name] != asked[name] and name != "image_size"]
+    if differing:
         told = "; ".join(f"{name}: {there[name]} there, {asked[name]} asked" for name in differing)
         raise ValueError(f"--init {config.init} holds an encoder of another shape ({told})")
-    return encoder
+    with torch.device("meta"):  # draws nothing: the predictor's first weights stay those of the seed
+        encoder = Encoder(config.encoder)
+    load_strictly(encoder, loaded.state_dict(), str(config.init))
+    return encoder.train()
 
 
 def _draw(
