@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from armworld.baselines.policy import Batch, Policy, PolicyConfig
-from armworld.types import Goal, Observation, check_name
+from armworld.types import Goal, Observation, check_name, check_numbers
 from armworld.worldmodel.checkpoint import config_from_json, load_strictly, read_parts, resolve
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.model import WorldModelConfig
@@ -173,9 +173,10 @@ class PlayConfig:
 
     def __post_init__(self) -> None:
         check_name("sub-goal schedule of a policy", self.schedule, ("budget", "arrival"))
-        if min(self.patience, self.arrive_within, self.arrive_grip) <= 0 or self.gripper_deadband < 0:
-            told = f"{self.patience}, {self.arrive_within}, {self.arrive_grip} and {self.gripper_deadband}"
-            raise ValueError(f"patience, arrive_within and arrive_grip must be positive, the deadband >= 0; got {told}")
+        check_numbers(self, "patience", "arrive_within", "arrive_grip", above=0)
+        check_numbers(self, "max_gripper", "gripper_deadband", least=0)
+        check_numbers(self, "execute", least=1)
+        check_numbers(self, "ensemble")
 
 
 def hand_gap(state: np.ndarray, goal: np.ndarray) -> tuple[float, float]:

@@ -74,7 +74,7 @@ class Config:
 
 def settings_at(config: Config, planner: str, effort: Effort) -> AgentSettings:
     """How a planner plans at an effort: where its own number of elites is more than half the samples, with half."""
-    elites = getattr(PLANNERS[planner].defaults, "elites", 0) if planner in PLANNERS else 0
+    elites = getattr(PLANNERS[planner].defaults, "elites", 0)
     return AgentSettings(
         samples=effort.samples,
         iterations=None if planner in AT_ONCE else effort.iterations,

@@ -70,7 +70,7 @@ class Config:
     repeats: int = 3
     threads: int = 1
     device: str = "cpu"
-    others: tuple[str, ...] = ("cem", "cem_adam", "icem", "mppi", "gradient", "random")
+    others: tuple[str, ...] = ("cem", "cem_adam", "icem", "mppi", "gradient", "random_shooting")
     out: Path | None = None
 
 

@@ -19,7 +19,7 @@ from armworld.planners.gripper import with_gripper_understood
 from armworld.planners.objectives import AlignedL1, LatentGoal, Objective, needs_goal_state
 from armworld.planners.plans import GRIPPER, YAW, Plan, PlanningError, Statistics, WarmStart, shift
 from armworld.planners.sampling import Planner
-from armworld.types import EXECUTED, Goal, Observation, check_name
+from armworld.types import EXECUTED, Goal, Observation, check_name, check_numbers
 
 if TYPE_CHECKING:
     from armworld.worldmodel.model import WorldModel
@@ -79,13 +79,18 @@ class AgentConfig:
     def __post_init__(self) -> None:
         check_name("sub-goal schedule", self.schedule, ("budget", "energy", "arrival"))
         check_name("gripper order", self.gripper, ("joint", "last"))
-        if min(self.arrived_m, self.arrived_rad) <= 0 or not 0 <= self.gripper_margin < 1:
-            told = f"{self.arrived_m}, {self.arrived_rad} and {self.gripper_margin}"
-            raise ValueError(f"arrived_m, arrived_rad must be positive and gripper_margin in [0, 1), got {told}")
-        if self.execute_steps < 1 or self.context < 1 or self.switch_holds < 1 or self.patience <= 0:
-            raise ValueError(f"execute_steps, context, switch_holds and patience must be positive, got {self}")
-        if self.seconds_per_action is not None and self.seconds_per_action <= 0:
-            raise ValueError(f"seconds_per_action must be positive or None, got {self.seconds_per_action}")
+        check_numbers(self, "execute_steps", "context", "switch_holds", least=1)
+        check_numbers(self, "arrived_m", "arrived_rad", "patience", "seconds_per_action", above=0)
+        check_numbers(self, "arrive_within", "arrive_grip", above=0)
+        check_numbers(self, "switch_energy", least=0)
+        if not 0 <= self.gripper_margin < 1:
+            raise ValueError(f"gripper_margin must lie in [0, 1), got {self.gripper_margin}")
+
+
+def check_execution(config: AgentConfig, planner: Planner) -> None:
+    """Raise ValueError where more steps of a plan are to be executed than it has."""
+    if config.execute_steps > planner.config.steps:
+        raise ValueError(f"execute_steps {config.execute_steps} exceeds the planner's horizon {planner.config.steps}")
 
 
 @dataclass(frozen=True)
@@ -145,10 +150,7 @@ class PlanningAgent:
     ) -> None:
         """Put the parts together; `generator` is the source of all the planner's randomness."""
         self.config = config or AgentConfig()
-        if self.config.execute_steps > planner.config.steps:
-            raise ValueError(
-                f"execute_steps {self.config.execute_steps} exceeds the planner's horizon {planner.config.steps}"
-            )
+        check_execution(self.config, planner)
         reads = self.config.schedule == "arrival" or self.config.rest or self.config.read_gripper
         if reads and not isinstance(objective, AlignedL1):
             raise ValueError(

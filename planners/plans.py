@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from armworld.types import check_numbers
+
 YAW, GRIPPER = 5, 6  # places in the 7-D action
 
 
@@ -40,10 +42,8 @@ class ActionSpace:
     stroke: bool = False
 
     def __post_init__(self) -> None:
-        if not self.max_position > 0 or min(self.max_yaw, self.max_gripper, self.gripper_deadband) < 0:
-            raise ValueError(f"action bounds must be positive (yaw and gripper may be 0), got {self}")
-        if self.max_norm is not None and not self.max_norm > 0:
-            raise ValueError(f"max_norm must be positive or None, got {self.max_norm}")
+        check_numbers(self, "max_position", "max_norm", above=0)
+        check_numbers(self, "max_yaw", "max_gripper", "gripper_deadband", least=0)
 
     @property
     def columns(self) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ PLANNERS: dict[str, Entry] = {
     "icem": Entry(ICEM, ICEMConfig(), "cross-entropy method with coloured noise and elites that live on"),
     "mppi": Entry(MPPI, MPPIConfig(), "path-integral weights over all samples"),
     "gradient": Entry(GradientPlanner, GradientConfig(), "Adam through the predictor from several starts"),
-    "random": Entry(RandomShooting, RandomShootingConfig(), "best of many uniform plans"),
+    "random_shooting": Entry(RandomShooting, RandomShootingConfig(), "best of many uniform plans"),
     "servo": Entry(Servo, ServoConfig(), "straight to the hand read in the goal, nothing imagined"),
 }
 

@@ -164,7 +164,7 @@ class Search:
         if not cost.requires_grad:
             raise ValueError(
                 f"{type(self.model).__name__}.rollout carries no gradient to the actions (a simulator, or no_grad); "
-                "use a planner without gradients: cem, icem, mppi, random"
+                "use a planner without gradients: cem, icem, mppi, random_shooting"
             )
         return cost
 

@@ -30,7 +30,7 @@ from armworld.planners.mpc import PlanningAgent
 from armworld.planners.objectives import AlignedL1, LatentGoal, PatchWeightedL1
 from armworld.planners.plans import GRIPPER, YAW, PlanningError
 from armworld.planners.turning import TurnedModel, turn_actions
-from armworld.types import Goal
+from armworld.types import Goal, check_numbers
 
 CHANGE = 0.1  # of the gripper's stroke that counts as closing or opening
 EMPTY = 0.3  # of the stroke further closed than the goal shows: nothing is held
@@ -61,8 +61,9 @@ class VerticalConfig:
     budget: int = 5
 
     def __post_init__(self) -> None:
-        if min(self.height, self.deeper, *self.depths) <= 0 or self.bite < 0 or not 0 <= self.margin < 1:
-            told = "height, deeper and depths must be positive, bite at least 0 and margin in [0, 1)"
+        check_numbers(self, "height", "deeper", above=0)
+        if not min(self.depths) > 0 or self.bite < 0 or not 0 <= self.margin < 1:
+            told = "depths must be positive, bite at least 0 and margin in [0, 1)"
             raise ValueError(f"{told}, got {self}")
         if self.budget < 1 or self.retries < 0:
             raise ValueError(f"budget must be at least 1 and retries 0, got {self.budget} and {self.retries}")

@@ -70,7 +70,7 @@ SMALL = {
     "icem": {"samples": 24, "iterations": 3},
     "mppi": {"samples": 24, "iterations": 3},
     "gradient": {"samples": 6, "adam": {"steps": 4}},
-    "random": {"samples": 24},
+    "random_shooting": {"samples": 24},
 }
 NAMES = list(SMALL)
 

@@ -171,7 +171,7 @@ def test_gripper_is_played_as_planners_play_it(said, choices, played):
 def test_bad_ways_to_play_are_named():
     with pytest.raises(ValueError, match="unknown sub-goal schedule of a policy 'energy'; valid: budget, arrival"):
         PlayConfig(schedule="energy")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="patience must be above 0, got 0"):
         PlayConfig(patience=0)
 
 

@@ -24,7 +24,7 @@ BUDGETS = {
     "icem": {"samples": 160, "iterations": 10},
     "mppi": {"samples": 160, "iterations": 10, "min_std": 0.01, "temperature": 0.1},
     "gradient": {"samples": 32, "adam": {"steps": 60, "starts": 4}},
-    "random": {"samples": 8192},
+    "random_shooting": {"samples": 8192},
 }
 # Distance to the optimum in units of the bounds (of 0.1 m and 0.75), Euclidean over the four dimensions.
 ERROR = {
@@ -34,7 +34,7 @@ ERROR = {
     "icem": 0.05,
     "mppi": 0.15,
     "gradient": 0.05,
-    "random": 0.3,
+    "random_shooting": 0.3,
 }
 SPACE = {"max_position": 0.1}
 GOALS = {
@@ -152,6 +152,6 @@ def test_adam_reaches_the_closed_form() -> None:
 
 def test_more_samples_do_not_hurt_random_shooting() -> None:
     """The expected best of nested sample sets falls; with one seed per size the trend over 64-fold must show."""
-    few = plan_for("random", "shifted", batch=16, samples=64).cost.mean()
-    many = plan_for("random", "shifted", batch=16, samples=4096).cost.mean()
+    few = plan_for("random_shooting", "shifted", batch=16, samples=64).cost.mean()
+    many = plan_for("random_shooting", "shifted", batch=16, samples=4096).cost.mean()
     assert many < few

@@ -40,7 +40,7 @@ def test_slice_is_the_energy() -> None:
         energy_slice(PointWorld(), FinalL1(), Z, STATE, GOAL, plan, SPACE, (0, 5))
 
 
-@pytest.mark.parametrize("name", ["cem", "cem_adam", "mppi", "random"])
+@pytest.mark.parametrize("name", ["cem", "cem_adam", "mppi", "random_shooting"])
 def test_figure(name: str) -> None:
     plan = plan_with(name)
     energy = energy_slice(PointWorld(), FinalL1(), Z, STATE, GOAL, plan, SPACE, points=5)
