@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from armworld.evaluation.suite import PAPER
+
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 SHORTER = {  # what a reader would run for minutes or hours
     "--agent cem --episodes 100 ": "--agent cem --episodes 2 ",
@@ -37,6 +39,17 @@ def commands() -> list[str]:
 
 def test_the_readme_shows_every_job():
     assert {"plan", "doctor", "collect", "deploy"} <= {line.split()[1] for line in commands()}
+
+
+def test_the_papers_successes_are_those_of_the_table_that_evaluate_writes():
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if line[:2] == "| "]
+    head = next(row for row in rows if row[-1] == "V-JEPA 2-AC on real arms")
+    told = {row[0]: row[-1] for row in rows if len(row) == len(head) and row[-1].endswith(" %")}
+    paper = {(task, name): f"{rate} %" for (task, name), rate in PAPER.items()}
+    for (task, name), rate in paper.items():
+        words = task.replace("_", " ").replace("pick place", "pick and place")
+        assert told[words if task == "reach" else f"{words}, {name}"] == rate
+    assert len(told) == len(paper)
 
 
 @pytest.mark.slow
