@@ -19,6 +19,7 @@ from armworld.evaluation.probing import fit_probe
 from armworld.worldmodel.readout import reading_errors
 
 STREAM = 0x53544C
+FEWEST_STILLS = 16  # that the probes can be fitted to at all
 MOVE_M, TURN_RAD = 0.06, 0.4  # largest random motion per axis, and turn about the vertical
 
 
