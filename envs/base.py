@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 
 from armworld.envs import goals
-from armworld.envs.cameras import CAMERAS, EXTERIOR, Placement, placement_from
+from armworld.envs.cameras import CAMERAS, EXTERIOR, IMAGE_SIZES, Placement, placement_from
 from armworld.envs.controller import ACTION_BOUND
 from armworld.envs.layout import ExpertFailed, NoRoom
 from armworld.envs.randomization import LEVELS, Randomizer
@@ -93,10 +93,10 @@ class ArmEnv(gymnasium.Env):
         self.cameras = (cameras,) if isinstance(cameras, str) else tuple(cameras)
         for name in self.cameras:
             check_name("camera", name, CAMERAS)
-        if not 16 <= image_size <= 1280 or (max_steps is not None and max_steps < 1):
-            raise ValueError(
-                f"image_size must be 16 ... 1280 and max_steps at least 1, got {image_size} and {max_steps}"
-            )
+        smallest, largest = IMAGE_SIZES
+        if not smallest <= image_size <= largest or (max_steps is not None and max_steps < 1):
+            told = f"got {image_size} and {max_steps}"
+            raise ValueError(f"image_size must be {smallest} ... {largest} and max_steps at least 1, {told}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"unknown render_mode {render_mode!r}; valid: None, 'rgb_array'")
         others = tuple(name for name in catalog.OBJECTS if name != object)

@@ -20,6 +20,7 @@ import numpy as np
 from armworld.pose import euler_to_matrix, matrix_to_euler
 from armworld.types import check_name
 
+IMAGE_SIZES = 16, 1280  # of an environment's frames, pixels: smallest and largest
 OPENCV_FROM_MUJOCO = np.diag([1.0, -1.0, -1.0])  # the same matrix both ways
 
 

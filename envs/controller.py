@@ -78,6 +78,16 @@ def check_action(action: np.ndarray) -> np.ndarray:
     return np.clip(array, -ACTION_BOUND, ACTION_BOUND)
 
 
+def count_substeps(step_seconds: float, timestep: float) -> int:
+    """Physics steps in a control step; ValueError where it is not a positive multiple of them."""
+    count = round(step_seconds / timestep)
+    if count < 1 or abs(count * timestep - step_seconds) > 1e-9:
+        raise ValueError(
+            f"the control step ({step_seconds} s) must be a positive multiple of the physics step ({timestep} s)"
+        )
+    return count
+
+
 class Controller:
     """Runs the physics of one control step.
 
@@ -100,11 +110,7 @@ class Controller:
         names: ArmNames = ArmNames(),  # noqa: B008  frozen
     ):
         timestep = model.opt.timestep
-        self.substeps = round(step_seconds / timestep)
-        if self.substeps < 1 or abs(self.substeps * timestep - step_seconds) > 1e-9:
-            raise ValueError(
-                f"the control step ({step_seconds} s) must be a positive multiple of the physics step ({timestep} s)"
-            )
+        self.substeps = count_substeps(step_seconds, timestep)
         self._model = model
         self.workspace = workspace
         self.kinematics = ArmKinematics(model, names=names)

@@ -26,9 +26,10 @@ import numpy as np
 from PIL import Image
 
 import armworld.envs
+from armworld.envs.cameras import IMAGE_SIZES
 from armworld.envs.controller import ACTION_BOUND
 from armworld.envs.experts import make_expert
-from armworld.types import check_name
+from armworld.types import check_name, check_numbers
 
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "grip")
 JOG = ACTION_BOUND * np.array([0.5] * 6 + [1.0])  # one press: half of the bound, and the gripper all the way
@@ -63,12 +64,17 @@ class ViewConfig:
     port: int = 8765
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_name("environment", self.env, armworld.envs.IDS)
+        check_numbers(self, "image_size", least=IMAGE_SIZES[0], most=IMAGE_SIZES[1])
+        check_numbers(self, "seed", "seconds", least=0)
+        check_numbers(self, "port", least=0, most=65535)
+
 
 class Stage:
     """One environment that several threads may look at and move; every call holds its lock."""
 
     def __init__(self, config: ViewConfig):
-        check_name("environment", config.env, armworld.envs.IDS)
         self._env = gymnasium.make(
             config.env, object=config.object, lab=config.lab, level=config.level, robot=config.robot,
             cameras=("left", "right", "wrist"), image_size=config.image_size, max_steps=1_000_000,
@@ -305,7 +311,10 @@ def view(config: ViewConfig) -> None:
     try:
         if config.window == "window" or (config.window == "auto" and has_display()):
             return open_window(stage, config.seconds)
-        server = ViewServer(stage, config.port)
+        try:
+            server = ViewServer(stage, config.port)
+        except OSError as error:
+            raise ValueError(f"no page at port {config.port} ({error}): give another --port; 0 takes any") from error
         print(f"armworld view: {server.address}  (Ctrl-C stops)", flush=True)
         try:
             server.serve(config.seconds)

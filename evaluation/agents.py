@@ -11,7 +11,8 @@ import gymnasium
 import numpy as np
 import torch
 
-from armworld.types import Agent, check_name
+from armworld.evaluation.configuring import BANKS, agent_config, planner_of, play_config
+from armworld.types import Agent, check_name, check_numbers
 
 STREAM = 0x41524D  # keeps an agent's draws apart from the environment's, which has the same seed
 
@@ -98,6 +99,18 @@ class AgentSettings:
     axes_yaw: float | None = None
     calibrate: int | None = None
 
+    def __post_init__(self) -> None:
+        """What depends on the agent as well is checked by `configuring.check_agent`."""
+        check_numbers(self, "execute", "context", least=1)
+        check_numbers(self, "stops", "approach", least=0)
+        check_numbers(self, "calibrate", least=2)
+        check_numbers(self, "axes_yaw", "ensemble")
+        if (self.bank is not None) != (self.subgoals_from in BANKS):
+            raise ValueError(
+                "--bank, the folder of a dataset, goes with --subgoals-from bank or recorded; got --subgoals-from "
+                f"{self.subgoals_from or 'given'} and --bank {self.bank or 'none'}"
+            )
+
     def planner_settings(self, planner: str) -> dict[str, Any]:
         """What `planners.registry.make_planner` takes for that planner, without settings left at their defaults.
 
@@ -143,8 +156,7 @@ def settings_for(agent: str, task: str, settings: AgentSettings) -> AgentSetting
     `settings` may be of a class that holds more; only an agent's settings are answered.
     """
     own = AgentSettings(**{field.name: getattr(settings, field.name) for field in fields(AgentSettings)})
-    planner = own.oracle_planner if agent == "oracle" else agent
-    return own if planner == "cem_published" else own.for_task(task)
+    return own if planner_of(agent, own) == "cem_published" else own.for_task(task)
 
 
 Builder = Callable[[gymnasium.Env, Any, int, AgentSettings], Agent]
@@ -212,7 +224,6 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
 
     def build(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
         from armworld.evaluation.banks import planning_agent
-        from armworld.planners.mpc import AgentConfig
         from armworld.planners.objectives import AlignedL1, make_objective
         from armworld.planners.registry import make_planner
 
@@ -226,23 +237,12 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
 
             model = TurnedModel(model, settings.axes_yaw)
         name = planner or settings.oracle_planner
-        published = name == "cem_published"
-        energy = settings.objective or ("final" if published else None)
+        energy = settings.objective or ("final" if name == "cem_published" else None)
         grips = bool(settings.goal_gripper), bool(settings.read_gripper)
         objective = make_objective(energy, getattr(model, "readout", None), *grips)
-        schedule = settings.schedule or ("arrival" if isinstance(objective, AlignedL1) else "budget")
-        choices = {"execute_steps": settings.execute, "context": settings.context, "schedule": schedule}
-        choices |= {"gripper": settings.gripper, "seconds_per_action": settings.seconds_per_action}
-        choices |= {"gripper_margin": settings.gripper_margin, "full_grip": settings.full_grip}
         aligned = isinstance(objective, AlignedL1)
         if name == "servo" and not aligned:
             raise ValueError("servo goes by the aligned objective: it needs a model with a readout (armworld align)")
-        if name == "servo" and (settings.calibrate is not None or settings.axes_yaw):
-            raise ValueError(
-                "servo imagines nothing whose axes could turn: adapt the model (armworld preflight --moves)"
-            )
-        choices |= {"rest": settings.rest and aligned, "read_gripper": settings.read_gripper and aligned}
-        choices |= {"patience": settings.patience, "arrive_within": settings.arrive_within}
         agent = planning_agent(
             settings,
             model,
@@ -250,7 +250,7 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
             objective,
             camera=camera_of(env, model),
             generator=torch.Generator().manual_seed(agent_seed(seed)),
-            config=AgentConfig(**{key: value for key, value in choices.items() if value is not None}),
+            config=agent_config(settings, aligned),
         )
         if settings.calibrate is None:
             return agent
@@ -262,13 +262,10 @@ def _planning(planner: str | None, oracle: bool = False) -> Builder:
 
 
 def _policy(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
-    from armworld.baselines.agent import PlayConfig, PolicyAgent
+    from armworld.baselines.agent import PolicyAgent
 
-    names = ("execute", "ensemble", "patience", "arrive_within", "rest", "max_gripper", "gripper_deadband", "full_grip")
-    choices: dict[str, Any] = {"schedule": settings.schedule or "arrival"}
-    choices |= {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    config = PlayConfig(**choices)
-    return PolicyAgent(model, camera_of(env, model), torch.Generator().manual_seed(agent_seed(seed)), config)
+    generator = torch.Generator().manual_seed(agent_seed(seed))
+    return PolicyAgent(model, camera_of(env, model), generator, play_config(settings))
 
 
 def _sac(env: gymnasium.Env, model: Any, seed: int, settings: AgentSettings) -> Agent:
@@ -287,7 +284,7 @@ AGENTS: dict[str, Entry] = {
     "icem": Entry(_planning("icem"), True, "cross-entropy method with coloured noise and lasting elites"),
     "mppi": Entry(_planning("mppi"), True, "path-integral weights over all samples"),
     "gradient": Entry(_planning("gradient"), True, "Adam through the predictor from several starts"),
-    "random_shooting": Entry(_planning("random"), True, "best of many uniform plans"),
+    "random_shooting": Entry(_planning("random_shooting"), True, "best of many uniform plans"),
     "servo": Entry(_planning("servo"), True, "straight to the hand read in the goal, nothing imagined"),
     "pixels": Entry(_planning("cem"), True, "cross-entropy method on a world model of pixels", _pixel_model),
     "octo": Entry(_policy, True, "Octo-style behaviour cloning, from scratch", _trained_policy),

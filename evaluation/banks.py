@@ -41,11 +41,7 @@ def planning_agent(
             vertical = VerticalConfig(settings.approach)
             return VerticalAgent(model, planner, objective, camera, generator, config, vertical=vertical)
         return PlanningAgent(model, planner, objective, camera, generator, config)
-    bank = None
-    if settings.subgoals_from in ("bank", "recorded"):
-        if settings.bank is None:
-            raise ValueError(f"--subgoals-from {settings.subgoals_from} needs --bank, the folder of a dataset")
-        bank = load_bank(settings.bank, model, camera)
+    bank = None if settings.bank is None else load_bank(settings.bank, model, camera)
     levels = TwoLevelConfig(along=settings.subgoals_from == "recorded")
     count = 0 if settings.subgoals_from == "final" else settings.stops
     levels = levels if count is None else replace(levels, count=count)

@@ -11,20 +11,22 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 
 from armworld.envs.cameras import EXTERIOR, RIGS
-from armworld.evaluation.agents import AGENTS, AgentSettings, make_agent, plans_on_features
+from armworld.evaluation.agents import AgentSettings, make_agent, plans_on_features
 from armworld.evaluation.camera_page import write_page
-from armworld.evaluation.cells import Cell, Worker, load_episode, single_thread
+from armworld.evaluation.cells import Cell, Worker, find_env, load_episode, single_thread
+from armworld.evaluation.configuring import check_agent
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.files import plain, write_json
+from armworld.evaluation.folders import check_out
 from armworld.evaluation.looking import Look, look
 from armworld.evaluation.records import parse_seeds, score, study_head, summary
-from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
+from armworld.evaluation.setup import Setup, check_scene, make_cell, resolve, run_with_progress
 from armworld.evaluation.statistics import mcnemar_exact
 from armworld.evaluation.views import View, Views, make_views, varying_axes
 from armworld.jobs import run_with_progress as run_jobs_with_progress
 from armworld.planners.calibrating import FEWEST_MOVES
 from armworld.sim_assets.catalog import LABS
-from armworld.types import check_name
+from armworld.types import check_name, check_numbers
 
 MOVES = {None: 24, "turn": 24, "adapt": 128}
 LEARNING_S = 45.0  # of a processor core, at each camera
@@ -69,12 +71,18 @@ class CameraSweep(AgentSettings, Setup, Views, SweepEpisodes):
     out: Path = Path("runs/sweep_camera")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_name("agent", self.agent, AGENTS)
+        AgentSettings.__post_init__(self)
+        Setup.__post_init__(self)
+        check_numbers(self, "episodes", least=1)
+        check_numbers(self, "seed", least=0)
+        check_numbers(self, "moves", least=FEWEST_MOVES if self.correct == "adapt" else 2)
         check_name("lab", self.lab, LABS)
-        fewest = FEWEST_MOVES if self.correct == "adapt" else 2
-        if self.episodes < 1 or self.moves_there < fewest:
-            raise ValueError(f"expected episodes >= 1 and moves >= {fewest}, got {self.episodes} and {self.moves}")
+        check_scene(self, (self.task, self.object, self.lab))
+        check_agent(self.agent, self.task, self)
+        check_name("camera to place", self.camera or "left", EXTERIOR)
+        make_views(self, RIGS[self.lab][self.camera or "left"])
+        self.check_models([self.agent])
+        _ = self.episode_seeds
         learned = self.agent != "oracle" and plans_on_features(self.agent)
         if self.correct == "turn" and self.agent == "servo":
             raise ValueError("servo imagines nothing whose axes could turn; valid for it: --correct adapt")
@@ -115,6 +123,7 @@ def camera_sweep(config: CameraSweep, console: Console | None = None) -> dict[st
         KeyboardInterrupt: Finished cameras and episodes are kept; the same command goes on from there.
     """
     console = console or Console()
+    check_out(config.out, "sweep camera")
     config = resolve(config, [config.agent])
     check_name("camera to place", config.camera or "left", EXTERIOR)
     views = make_views(config, RIGS[config.lab][config.camera or "left"])
@@ -144,6 +153,7 @@ def make_station(config: CameraSweep, view: View) -> Station:
     cell = make_cell(config, config, (config.task, config.object, config.lab), config.agent, folder / config.agent)
     camera = config.camera or "left"
     cell = replace(cell, env_kwargs=cell.env_kwargs | {"placements": {camera: view.placement.as_dict()}})
+    find_env(cell.env_id, cell.env_kwargs)
     return Station(view, cell, Look(cell, config.moves_there, LOOK_SEED, folder, config.correct == "adapt"))
 
 

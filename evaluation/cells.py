@@ -7,12 +7,15 @@ atomically after its video). A rerun skips what is there; a folder that belongs 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import load_env_creator
 
 from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, make_agent, needs_model, reads_camera
 from armworld.evaluation.episodes import EpisodeResult, run_episode, try_reset
@@ -95,14 +98,32 @@ def env_id_of(task: str) -> str:
     raise ValueError(f"unknown task {task!r}; valid: {', '.join(TASKS)}, or a Gymnasium id such as module:Name-v0")
 
 
-def open_env(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env:
-    """Make the environment, without Gymnasium's passive checker (it would cost time in every step)."""
+def find_env(env_id: str, env_kwargs: dict[str, Any]) -> None:
+    """Raise ValueError where there is no such environment, or one that does not take what armworld's are made with."""
     if env_id.startswith("armworld/"):
         import armworld.envs  # noqa: F401  (registers)
+    module, _, name = env_id.rpartition(":")
     try:
-        return gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
-    except gymnasium.error.Error as error:
+        if module:
+            importlib.import_module(module)
+        spec = gymnasium.spec(name)
+        assert spec.entry_point is not None, "every registered environment has one"
+        maker = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    except (gymnasium.error.Error, ImportError, AttributeError) as error:
         raise ValueError(f"no environment {env_id!r}: {error}") from error
+    try:
+        inspect.signature(maker).bind(**{**spec.kwargs, **env_kwargs})
+    except TypeError as error:
+        raise ValueError(
+            f"environment {env_id!r} is not of armworld's interface ({error}); valid: {', '.join(TASKS)}, or a "
+            "Gymnasium id whose environment takes object, lab, level, cameras, image_size, step_seconds and max_steps"
+        ) from error
+
+
+def open_env(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env:
+    """Make the environment, without Gymnasium's passive checker (it would cost time in every step)."""
+    find_env(env_id, env_kwargs)
+    return gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
 
 
 class Worker:

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from armworld.evaluation.agents import AgentSettings
 from armworld.evaluation.blame import BLAMABLE, blame, blame_cells, blame_sentence
-from armworld.evaluation.cells import Cell, claim, env_id_of, open_env, single_thread
+from armworld.evaluation.cells import TASKS, Cell, claim, env_id_of, open_env, single_thread
+from armworld.evaluation.configuring import check_agent
 from armworld.evaluation.doctor_picture import doctor_figure
-from armworld.evaluation.doctor_stills import Stills, read_stills, take_stills
-from armworld.evaluation.doctor_verdict import judge, mark_of
+from armworld.evaluation.doctor_stills import FEWEST_STILLS, Stills, read_stills, take_stills
+from armworld.evaluation.doctor_verdict import OPEN, judge, mark_of
 from armworld.evaluation.files import plain, write_bytes, write_json
+from armworld.evaluation.folders import check_out
 from armworld.evaluation.horizon import imagine_far, most_steps
 from armworld.evaluation.picture import figure_png
 from armworld.evaluation.probing import (
@@ -40,9 +42,9 @@ from armworld.evaluation.probing import (
 from armworld.evaluation.records import origin
 from armworld.evaluation.report import Page, provenance
 from armworld.evaluation.samples import JOGS, Samples, Travel, gather, per_camera, travel
-from armworld.evaluation.setup import Setup, resolve
+from armworld.evaluation.setup import Setup, check_scene, resolve
 from armworld.planners.objectives import AlignedL1
-from armworld.types import check_name
+from armworld.types import check_name, check_numbers
 
 NEAR_M = 0.10  # "near the goal": where precision is won or lost
 PLOTTED_PAIRS = 1500
@@ -99,19 +101,20 @@ class DoctorConfig(AgentSettings, Examination):
     """Examine a world model on fresh simulated motion."""
 
     def __post_init__(self) -> None:
+        AgentSettings.__post_init__(self)
+        check_numbers(self, "planner_episodes", "far_episodes", least=1)
+        check_numbers(self, "episodes", least=4)
+        check_numbers(self, "steps", least=3)
+        check_numbers(self, "candidates", least=2)
+        check_numbers(self, "stills", least=FEWEST_STILLS)
+        check_numbers(self, "far_seconds", above=0)
+        check_numbers(self, "seed", least=0)
+        check_name("task", self.task, TASKS)
+        setup = Setup(workers=self.workers, level=self.level, camera=self.camera)
+        check_scene(setup, (self.task, self.object, self.lab))
         check_name("planner to examine", self.agent, BLAMABLE)
-        if self.planner_episodes < 1:
-            raise ValueError(f"planner_episodes must be at least 1, got {self.planner_episodes}")
-        if self.episodes < 4 or self.steps < 3 or self.candidates < 2:
-            raise ValueError(
-                "the doctor needs episodes >= 4, steps >= 3 and candidates >= 2, got "
-                f"{self.episodes}, {self.steps} and {self.candidates}"
-            )
-        if self.far_seconds <= 0 or self.far_episodes < 1 or self.stills < 16:
-            raise ValueError(
-                "the doctor needs far_seconds > 0, far_episodes >= 1 and stills >= 16, got "
-                f"{self.far_seconds}, {self.far_episodes} and {self.stills}"
-            )
+        if self.planner:
+            check_agent(self.agent, self.task, self)
 
 
 def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, Any]:
@@ -123,6 +126,7 @@ def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, An
     from armworld.worldmodel.checkpoint import load_world_model
 
     console = console or Console()
+    check_out(config.out, "doctor")
     model = load_world_model(config.model)
     cells = planning_cells(config) if config.planner else {}  # refuses what cannot be run before minutes are spent
     kwargs = {
@@ -161,7 +165,7 @@ def doctor(config: DoctorConfig, console: Console | None = None) -> dict[str, An
         **origin(config),
     }
     _write(config, record, marks, findings)
-    colour = {"good": "green", "weak": "yellow", "bad": "red"}
+    colour = {"good": "green", "weak": "yellow", "bad": "red", OPEN: "blue"}
     for mark, text in marks:
         console.print(f"[{colour[mark]}]{mark:>4}[/]  {text}", highlight=False, soft_wrap=True)
     console.print(f"Page: {config.out / 'index.html'}", soft_wrap=True)
@@ -209,11 +213,15 @@ def examine(model: Any, samples: Samples, far: Travel, stills: Stills, rng: np.r
 
 
 def probe_error(probe: Probe, samples: Samples, train: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
-    """Mean error (m) of the flange position read from held-out episodes' features; and of always guessing the mean."""
+    """Mean error (m) of the flange position read from held-out episodes' features; and of always guessing the mean.
+
+    `frames` is how many the probe has learned from.
+    """
     truth = samples.states[held_out, :, :3]
     guess = samples.states[train, :, :3].reshape(-1, 3).mean(0)
     read = probe(samples.z[held_out])
     return {
+        "frames": len(train) * truth.shape[1],
         "position_error_m": float(np.linalg.norm(read - truth, axis=-1).mean()),
         "error_per_axis_m": np.abs(read - truth).reshape(-1, 3).mean(0),
         "guessing_error_m": float(np.linalg.norm(guess - truth, axis=-1).mean()),

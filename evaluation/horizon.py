@@ -21,17 +21,19 @@ from torch import Tensor
 
 from armworld.evaluation.agents import AGENTS, AgentSettings
 from armworld.evaluation.cells import Cell, claim, env_id_of, open_env, single_thread
+from armworld.evaluation.configuring import check_agent
 from armworld.evaluation.doctor_verdict import useful_steps
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.files import plain, write_bytes, write_json
+from armworld.evaluation.folders import check_out
 from armworld.evaluation.horizon_picture import horizon_figure
 from armworld.evaluation.picture import figure_png
 from armworld.evaluation.probing import Probe, fit_probe
 from armworld.evaluation.records import names_of, score, study_head, summary, table_row
 from armworld.evaluation.report import Page, provenance
 from armworld.evaluation.samples import Travel, per_camera, travel
-from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
-from armworld.types import check_name
+from armworld.evaluation.setup import Setup, check_scene, make_cell, resolve, run_with_progress
+from armworld.types import check_name, check_numbers
 
 CLEARLY = 1.1  # times as far off: worth telling one way of imagining from the other
 
@@ -70,18 +72,22 @@ class HorizonSweep(AgentSettings, Setup, HorizonEpisodes):
     out: Path = Path("runs/sweep_horizon")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        AgentSettings.__post_init__(self)
+        Setup.__post_init__(self)
+        check_numbers(self, "seconds", above=0)
+        check_numbers(self, "rollouts", least=4)
+        check_numbers(self, "episodes", least=1)
+        check_numbers(self, "seed", least=0)
+        check_scene(self, (self.task, self.object, self.lab))
         check_name("agent", self.agent, [name for name, entry in AGENTS.items() if entry.model and name != "oracle"])
         if self.agent == "servo" and self.planned:
             raise ValueError("servo looks one step ahead: it has no horizon to vary; valid for it: --plans none")
-        if self.rollouts < 4 or self.episodes < 1 or not self.seconds > 0:
-            raise ValueError(
-                f"expected rollouts >= 4, episodes >= 1 and seconds > 0, got {self.rollouts}, {self.episodes} "
-                f"and {self.seconds}"
-            )
+        self.check_models([self.agent])
         for name in names_of(self.plans):
             if not name.isdecimal() or int(name) < 1:
                 raise ValueError(f"plans {self.plans!r}: expected steps separated by commas, such as 1,2,4; or none")
+        for steps in self.planned:
+            check_agent(self.agent, self.task, self, horizon=steps)
 
     @property
     def planned(self) -> list[int]:
@@ -99,6 +105,7 @@ def horizon_sweep(config: HorizonSweep, console: Console | None = None) -> dict[
     from armworld.evaluation.agents import load_model
 
     console = console or Console()
+    check_out(config.out, "sweep horizon")
     config = resolve(config, [config.agent])
     name = config.model_of(config.agent)
     assert name is not None and config.step_seconds is not None, "a resolved setup of an agent with a model"

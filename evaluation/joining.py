@@ -13,6 +13,7 @@ from rich.console import Console
 
 from armworld.evaluation.camera_verdict import CORRECTED
 from armworld.evaluation.files import read_json, write_json
+from armworld.evaluation.folders import check_out
 from armworld.evaluation.report import Page, relative_link
 from armworld.evaluation.statistics import mcnemar_exact
 
@@ -26,6 +27,7 @@ RECORDS = {
 PICTURES = ("summary.png", "suite.png", "doctor.png", "landscape.png", "sweep.png", "preflight.png")
 HEAD = ("run", "task", "object", "place", "method", "model", "success", "Wilson 95 %", "cm: mean", "median", "s/action")
 PLACE = ("task", "object", "lab", "view")  # what two methods must share to be compared; a view is a sweep's camera
+SCORED = {*PLACE[:3], "step_seconds", "agent", "model", "summary", "wilson_95", "episodes"}  # of every scored method
 RULES = {"level": "none", "subgoals": False, "max_steps": None}  # and how; of older runs: these
 
 
@@ -48,10 +50,14 @@ def report(config: ReportConfig, console: Console | None = None) -> dict[str, An
     Raises:
         ValueError: No folder given, or one without results.
     """
+    check_out(config.out, "report")
     runs = [(folder, find_record(folder)) for folder in config.dirs]
     if not runs:
         raise ValueError("report needs at least one folder of a run")
     rows = [(str(folder), {**cell, "rules": rules_of(record)}) for folder, record in runs for cell in cells_of(record)]
+    for name, cell in rows:
+        if absent := sorted(SCORED - set(cell)):
+            raise ValueError(f"{name} holds a record without {', '.join(absent)}; run its command again")
     comparisons = list(compare(rows))
     page = Page("armworld report", f"{len(runs)} runs: {', '.join(str(folder) for folder, _ in runs)}")
     if rows:
@@ -75,7 +81,10 @@ def find_record(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is not a folder; give the --out folders of finished runs")
     for name in RECORDS:
         if (folder / name).is_file():
-            return read_json(folder / name)
+            record = read_json(folder / name)
+            if not isinstance(record, dict):
+                raise ValueError(f"{folder / name} is no record of a run: expected a JSON object")
+            return record
     raise ValueError(f"{folder} holds no finished run: none of {', '.join(RECORDS)} is there")
 
 
@@ -87,7 +96,7 @@ def cells_of(record: dict[str, Any]) -> list[dict[str, Any]]:
         return list(_studied(record))
     if "episodes" not in record:
         return []
-    where = {key: record[key] for key in ("task", "object", "lab", "step_seconds")}
+    where = {key: record[key] for key in ("task", "object", "lab", "step_seconds") if key in record}
     beside = [{**where, "agent": name, "model": None, **cell} for name, cell in record.get("baselines", {}).items()]
     return [record, *beside]
 

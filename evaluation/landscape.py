@@ -8,10 +8,12 @@ on the mark, planning can work; a flat or shifted valley says why it does not.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -24,14 +26,16 @@ from rich.console import Console
 from armworld.evaluation.agents import camera_pose, reads_camera
 from armworld.evaluation.cells import env_id_of, open_env, single_thread
 from armworld.evaluation.files import commit, plain, versions, write_bytes, write_json
+from armworld.evaluation.folders import check_out
 from armworld.evaluation.picture import figure_png, tidy
 from armworld.evaluation.planner_picture import collapse_figure, energy_slice
 from armworld.evaluation.report import Page, provenance
-from armworld.planners.objectives import FinalL1, LatentGoal, Objective, make_objective
+from armworld.evaluation.setup import Setup, check_scene
+from armworld.planners.objectives import OBJECTIVE_NAMES, FinalL1, LatentGoal, Objective, make_objective
 from armworld.planners.plans import ActionSpace
 from armworld.planners.registry import PLANNERS, make_planner
 from armworld.pose import action_between
-from armworld.types import check_name
+from armworld.types import check_name, check_numbers
 
 PLANES = {"xy": (0, 1), "xz": (0, 2), "yz": (1, 2)}
 STREAM = 0x4C414E
@@ -72,8 +76,12 @@ class LandscapeConfig:
     out: Path = Path("runs/landscape")
 
     def __post_init__(self) -> None:
-        if self.points < 3 or (self.reach_m is not None and not self.reach_m > 0):
-            raise ValueError(f"expected points >= 3 and reach_m > 0, got {self.points} and {self.reach_m}")
+        check_numbers(self, "points", least=3)
+        check_numbers(self, "reach_m", above=0)
+        check_numbers(self, "seed", least=0)
+        check_scene(Setup(camera=self.camera), (self.task, self.object, self.lab))
+        if self.objective is not None:
+            check_name("objective", self.objective, OBJECTIVE_NAMES)
         if self.planner is not None:
             check_name("planner that samples", self.planner, [name for name in PLANNERS if name != "servo"])
 
@@ -107,8 +115,10 @@ def landscape(config: LandscapeConfig, console: Console | None = None) -> dict[s
     from armworld.worldmodel.checkpoint import load_world_model
 
     console = console or Console()
+    check_out(config.out, "landscape")
+    recorded = load_step(config.data) if config.data else None
     model = load_world_model(config.model)
-    step = load_step(config.data) if config.data else simulate_step(config, model)
+    step = recorded or simulate_step(config, model)
     if step.camera is not None and reads_camera(model):
         model = model.seen_from(step.camera)
     with single_thread():
@@ -145,8 +155,10 @@ def load_step(path: Path) -> Step:
     try:
         with np.load(path) as file:
             images, states = file["observations"], file["states"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, KeyError) as error:
         raise ValueError(f"{path} is no .npz with observations and states: {error}") from error
+    except (ValueError, EOFError, TypeError, BadZipFile, zlib.error) as error:  # whose texts are for programmers
+        raise ValueError(f"{path} is no .npz with observations and states: it cannot be read as one") from error
     if images.dtype != np.uint8 or images.ndim != 5 or images.shape[-1] != 3 or states.shape != (*images.shape[:2], 7):
         raise ValueError(
             f"{path}: expected observations uint8 [1,T,H,W,3] and states [1,T,7], got "

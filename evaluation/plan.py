@@ -10,15 +10,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from armworld.evaluation.agents import AGENTS, AgentSettings
+from armworld.evaluation.agents import AgentSettings
 from armworld.evaluation.cells import Cell
+from armworld.evaluation.configuring import check_agent
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.files import write_bytes, write_json
+from armworld.evaluation.folders import check_out
 from armworld.evaluation.picture import figure_png, summary_figure
 from armworld.evaluation.records import TABLE_HEAD, add_films, names_of, origin, parse_seeds, score, summary, table_row
 from armworld.evaluation.report import Page, provenance
-from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
-from armworld.types import check_name
+from armworld.evaluation.setup import Setup, check_scene, make_cell, resolve, run_with_progress
+from armworld.types import check_numbers
 
 FIRST_REPORTED_SEED = 2_000_000  # training data: below 1,000,000; choosing: below 1,001,000
 
@@ -56,13 +58,15 @@ class PlanConfig(AgentSettings, Setup, Episodes):
     """Run planning episodes in simulation; success is judged at the end of each, and must hold."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        AgentSettings.__post_init__(self)
+        Setup.__post_init__(self)
+        check_numbers(self, "episodes", least=1)
+        check_numbers(self, "seed", "videos", least=0)
+        check_scene(self, (self.task, self.object, self.lab))
         for name in self.methods:
-            check_name("agent", name, AGENTS)
-        if self.episodes < 1 or self.seed < 0 or (self.videos is not None and self.videos < 0):
-            raise ValueError(
-                f"expected episodes >= 1, seed >= 0 and videos >= 0, got {self.episodes}, {self.seed}, {self.videos}"
-            )
+            check_agent(name, self.task, self)
+        self.check_models(self.methods)
+        _ = self.episode_seeds
 
     @property
     def methods(self) -> list[str]:
@@ -88,6 +92,7 @@ def plan(config: PlanConfig, console: Console | None = None) -> dict[str, Any]:
         KeyboardInterrupt: Finished episodes are kept in `out`; the same command goes on from there.
     """
     console = console or Console()
+    check_out(config.out, "plan")
     config = resolve(config, config.methods)
     seeds = config.episode_seeds
     cells = plan_cells(config, seeds)

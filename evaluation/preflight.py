@@ -21,6 +21,7 @@ from rich.console import Console
 from armworld.envs.cameras import EXTERIOR, RIGS, intrinsics, project
 from armworld.evaluation.agents import told_camera
 from armworld.evaluation.cells import env_id_of, open_env, single_thread
+from armworld.evaluation.folders import check_out
 from armworld.evaluation.jogging import ADAPTED, Jogs, Reading, adapted_reading, jog, read_jogs
 from armworld.evaluation.looking import walk
 from armworld.evaluation.preflight_page import Live, preflight_record, print_marks, read_picture, write_page
@@ -28,7 +29,7 @@ from armworld.evaluation.views import AXES, View, Views, make_views, parse_axis
 from armworld.planners.calibrating import FEWEST_MOVES
 from armworld.real.setup import CellConfig
 from armworld.sim_assets.catalog import LABS
-from armworld.types import check_name
+from armworld.types import check_name, check_numbers
 
 AXIS_M = 0.12
 
@@ -76,21 +77,33 @@ class PreflightConfig(Views, Watch, CellConfig):
 
     def __post_init__(self) -> None:
         check_name("lab", self.lab, LABS)
+        check_numbers(self, "seed", "moves", least=0)
         if self.moves and self.moves < FEWEST_MOVES:
             raise ValueError(f"moves must be 0 or at least {FEWEST_MOVES}, got {self.moves}")
         if self.hands and not self.moves:
             raise ValueError("--hands is about random moves: say how many with --moves")
         if not self.moves and (self.out / ADAPTED).exists():
             raise ValueError(f"{self.out / ADAPTED} was adapted in an earlier run; choose another --out")
-        if self.reference is not None and not self.reference.is_file():
-            raise ValueError(f"reference {self.reference} is not a file")
+        if self.reference is not None:
+            read_picture(self.reference)
         if self.on_arm:
             self.check_cell()
+            if self.camera is not None:
+                check_name("camera of the cell", self.camera, self.camera_names)
             self._refuse(Views, "is for the simulated cell; leave it out with --host and --sim", {"azimuth": "0"})
         else:
+            if self.camera is not None:
+                check_name("camera to place", self.camera, EXTERIOR)
+            self._views()
             self._refuse(CellConfig, "is for a robot cell: give --host, or --sim for the simulated robot", {})
         if self.live and not self.host:
             raise ValueError("--live is for an arm: give --host")
+
+    def _views(self) -> None:
+        """Raise ValueError unless there is one camera, and it can be placed."""
+        if any(len(parse_axis(axis, getattr(self, axis))) > 1 for axis in AXES):
+            raise ValueError("preflight looks through one camera: give one value per axis (armworld sweep takes many)")
+        make_views(self, RIGS[self.lab][self.camera or "left"])
 
     @property
     def on_arm(self) -> bool:
@@ -112,6 +125,7 @@ def preflight(config: PreflightConfig, console: Console | None = None, ask: Call
             confirmation, a failed check, or a jog that was stopped.
         DeviceLost: A device did not connect.
     """
+    check_out(config.out, "preflight")
     if config.on_arm:
         from armworld.real.jogs import preflight_arm
 
@@ -126,8 +140,6 @@ def preflight_scene(config: PreflightConfig, console: Console | None = None) -> 
     console = console or Console()
     model = load_world_model(config.model)
     camera = check_name("camera to place", config.camera or model.camera, EXTERIOR)
-    if any(len(parse_axis(axis, getattr(config, axis))) > 1 for axis in AXES):
-        raise ValueError("preflight looks through one camera: give one value per axis (armworld sweep takes many)")
     view = make_views(config, RIGS[config.lab][camera])[-1]
     env = _open(model, config.lab, camera, view)
     try:

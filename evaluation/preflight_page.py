@@ -16,6 +16,7 @@ from armworld.evaluation.files import commit, plain, versions, write_bytes, writ
 from armworld.evaluation.jogging import Reading
 from armworld.evaluation.picture import GRID, INK, METHODS, MUTED, figure_png, tidy
 from armworld.evaluation.report import Page, provenance
+from armworld.real.cameras import load_image
 
 AXIS_COLOURS = ("#dc2626", "#16a34a", "#2563eb")
 MARK_COLOURS = {"good": "green", "weak": "yellow", "bad": "red"}
@@ -35,9 +36,14 @@ class Live:
     arrows: np.ndarray | None
 
 
-def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """The picture in a file, brought to (height, width): uint8 [H, W, 3]."""
-    return np.asarray(Image.open(path).convert("RGB").resize((size[1], size[0])), np.uint8)
+def read_picture(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The picture in a file, brought to (height, width) where that is given: uint8 [H, W, 3].
+
+    Raises:
+        ValueError: It is not a picture.
+    """
+    picture = load_image(path)
+    return picture if size is None else np.asarray(Image.fromarray(picture).resize((size[1], size[0])))
 
 
 def preflight_record(reading: Reading, where: str, config: dict[str, Any]) -> dict[str, Any]:

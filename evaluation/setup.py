@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from armworld.envs.cameras import CAMERAS
+from armworld.envs.cameras import CAMERAS, IMAGE_SIZES
+from armworld.envs.controller import count_substeps
+from armworld.envs.randomization import LEVELS
 from armworld.evaluation.agents import AGENTS, AgentSettings, load_model, needs_model, settings_for
-from armworld.evaluation.cells import TASKS, Cell, env_id_of, run_cells
+from armworld.evaluation.cells import TASKS, Cell, env_id_of, find_env, run_cells
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.sim_assets.catalog import LABS, OBJECTS
-from armworld.types import check_name
+from armworld.sim_assets.physics import TIMESTEP
+from armworld.types import check_name, check_numbers, require
 
 THRESHOLDS = {"reach": 0.04}  # m; the other tasks are judged by where the object is
 
@@ -52,8 +55,11 @@ class Setup:
     subgoals: bool = False
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}")
+        check_numbers(self, "workers", "max_steps", least=1)
+        check_numbers(self, "step_seconds", above=0)
+        if self.ray is not None:
+            require("ray", "ray")
+        check_numbers(self, "image_size", least=IMAGE_SIZES[0], most=IMAGE_SIZES[1])
 
     @property
     def _own_models(self) -> dict[str, str]:
@@ -130,6 +136,20 @@ def _fit(setup: AnySetup, name: str, model: Any) -> AnySetup:
     return replace(setup, camera=setup.camera or model.camera, **told)
 
 
+def check_scene(setup: Setup, where: tuple[str, str, str]) -> None:
+    """Raise ValueError for what the scene of `where` = (task, object, lab) has not; a Gymnasium id's own is its own."""
+    task, object_name, lab = where
+    find_env(env_id_of(task), setup.env_kwargs(object_name, lab))
+    if task not in TASKS:
+        return
+    check_name("camera", setup.camera or "left", CAMERAS)
+    check_name("object", object_name, OBJECTS)
+    check_name("lab", lab, LABS)
+    check_name("level", setup.level, LEVELS)
+    if setup.step_seconds is not None:
+        count_substeps(setup.step_seconds, TIMESTEP)
+
+
 def make_cell(
     setup: Setup,
     settings: AgentSettings,
@@ -140,10 +160,7 @@ def make_cell(
 ) -> Cell:
     """The cell of one agent in `where` = (task, object, lab), of a resolved setup."""
     task, object_name, lab = where
-    if task in TASKS:
-        check_name("camera", setup.camera or "left", CAMERAS)
-        check_name("object", object_name, OBJECTS)
-        check_name("lab", lab, LABS)
+    check_scene(setup, where)
     return Cell(
         env_id=env_id_of(task),
         env_kwargs=setup.env_kwargs(object_name, lab),

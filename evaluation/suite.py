@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,17 +12,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from armworld.evaluation.agents import AGENTS, AgentSettings
+from armworld.evaluation.agents import AgentSettings
 from armworld.evaluation.cells import Cell
+from armworld.evaluation.configuring import check_agent
 from armworld.evaluation.effort import parse_ladder
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.files import write_bytes, write_json, write_text
+from armworld.evaluation.folders import check_out
 from armworld.evaluation.picture import FLOORS, figure_png, suite_figure
 from armworld.evaluation.records import TABLE_HEAD, add_films, names_of, origin, parse_seeds, score, summary, table_row
 from armworld.evaluation.report import Page, provenance, told_commits
-from armworld.evaluation.setup import Setup, make_cell, resolve, run_with_progress
+from armworld.evaluation.setup import Setup, check_scene, make_cell, resolve, run_with_progress
 from armworld.evaluation.statistics import mcnemar_exact
-from armworld.types import check_name
+from armworld.types import check_name, check_numbers
 
 
 class Place(NamedTuple):
@@ -90,22 +93,28 @@ class EvaluateConfig(AgentSettings, Setup, Table2):
     out: Path = Path("runs/evaluate")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        AgentSettings.__post_init__(self)
+        Setup.__post_init__(self)
         check_name("suite", self.suite, SUITES)
-        for name in self.methods:
-            check_name("agent", name, AGENTS)
+        check_numbers(self, "videos", least=0)
         if self.ladder != Table2.ladder and self.suite not in EFFORT_SUITES:
             raise ValueError(f"--ladder is for the suites {', '.join(EFFORT_SUITES)}, got suite {self.suite}")
-        parse_ladder(self.ladder)
-        if self.baseline is not None:
-            check_name("baseline", self.baseline, [*self.methods, "none"])
+        efforts = parse_ladder(self.ladder) if self.suite in EFFORT_SUITES else [None]
         for task in names_of(self.tasks):
             check_name(f"task of suite {self.suite}", task, SUITES[self.suite])
-        if not self.methods or not self.places or self.videos < 0:
+        if not self.methods or not self.places:
             raise ValueError(
-                f"nothing to evaluate: {len(self.methods)} agents, {len(self.places)} cells "
-                f"(tasks {self.tasks!r}, objects {self.objects!r}, labs {self.labs!r}), videos {self.videos}"
+                f"nothing to evaluate: {len(self.methods)} agents, {len(self.places)} cells (agents {self.agents!r}, "
+                f"tasks {self.tasks!r}, objects {self.objects!r}, labs {self.labs!r})"
             )
+        for place in self.places:
+            check_scene(self, place)
+            for name, effort in itertools.product(self.methods, efforts):
+                check_agent(name, place.task, self, **({} if effort is None else asdict(effort)))
+        if self.baseline is not None:
+            check_name("baseline", self.baseline, [*self.methods, "none"])
+        self.check_models(self.methods)
+        parse_seeds(self.seeds)
 
     @property
     def methods(self) -> list[str]:
@@ -154,6 +163,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
         KeyboardInterrupt: Finished episodes are kept; the same command goes on.
     """
     console = console or Console()
+    check_out(config.out, "evaluate")
     if config.suite in EFFORT_SUITES:
         from armworld.evaluation.table3 import table3
 

@@ -23,7 +23,10 @@ from rich.console import Console
 
 from armworld.datasets.episode import EpisodeError
 from armworld.evaluation.agents import USUAL, AgentSettings, load_model
+from armworld.evaluation.configuring import check_agent
 from armworld.evaluation.files import commit, plain, write_json
+from armworld.evaluation.folders import check_folder
+from armworld.evaluation.preflight_page import print_marks, read_picture
 from armworld.real import drawn
 from armworld.real.agent_process import AgentLink, AgentProcess
 from armworld.real.agents import agent_names, agent_settings, build_agent, imagines
@@ -35,11 +38,11 @@ from armworld.real.gate import ACTION_UNITS, SafetyGate
 from armworld.real.goals import load_goal, save_goal
 from armworld.real.journal import Journal, JournalError, finish
 from armworld.real.opening import ModelFacts, confirm_live, model_facts, open_cell, signals, told
-from armworld.real.page import LivePage
+from armworld.real.page import LAST_PORT, LivePage, check_address
 from armworld.real.preflight import Preflight, preflight
 from armworld.real.session import ENDED_WELL, Session
-from armworld.real.setup import CellConfig, parse_camera
-from armworld.types import Goal, check_name
+from armworld.real.setup import CellConfig, check_table, parse_camera
+from armworld.types import Goal, check_name, check_numbers
 
 PATIENCE_S = 10.0  # beyond the age that a plan may have, before an agent counts as hung
 REACHED_M = 0.05  # a reach that ends so near its goal's state is logged as a success
@@ -102,9 +105,16 @@ class DeployConfig(AgentSettings, CellConfig):
     out: Path = Path("runs/deploy")
 
     def __post_init__(self) -> None:
+        AgentSettings.__post_init__(self)
         check_name("agent", self.agent, agent_names())
         check_name("task", self.task, USUAL)
         self.check_cell()
+        check_numbers(self, "steps", "episodes", "agent_threads", least=1)
+        check_numbers(self, "slow_steps", "seed", "done_m", least=0)
+        check_numbers(self, "page_port", least=0, most=LAST_PORT)
+        check_agent(self.agent, self.task, self)
+        if self.sim:
+            check_table(self.object, self.lab)
         if not self.sim and not self.goal:
             raise ValueError("give --goal: a picture, or a folder made by `armworld goal`")
         if self.episodes != 1 and not (self.sim and not self.goal):
@@ -115,16 +125,14 @@ class DeployConfig(AgentSettings, CellConfig):
             check_name("task that --sim draws", self.task, drawn.TASKS)
             if self.object == "none":
                 raise ValueError(f"{self.task} needs an --object")
-        if self.reference is not None and not self.reference.is_file():
-            raise ValueError(f"reference {self.reference} is not a file")
+        if self.reference is not None:
+            read_picture(self.reference)
         if self.jog == "always" and not imagines(self.agent):
             raise ValueError(f"--jog always asks what a world model reads, and agent {self.agent!r} plans on none")
         if self.budgets and len(self.budgets) != len(self.goal):
             raise ValueError(f"give one budget per sub-goal: {len(self.goal)} goals, {len(self.budgets)} budgets")
-        least = {"steps": 1, "episodes": 1, "agent_threads": 1, "slow_steps": 0, "done_m": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if any(budget < 1 for budget in self.budgets):
+            raise ValueError(f"budgets must be at least 1 step each, got {self.budgets}")
 
     @property
     def moves(self) -> bool:
@@ -152,14 +160,17 @@ def deploy(config: DeployConfig, console: Console | None = None, ask: Callable[[
             the agent did not begin.
     """
     console = console or Console()
+    check_folder(config.out)
+    if config.page:
+        check_address(config.page_host, config.page_port)
     facts = model_facts(config, config.agent, config.model)
     goal = given_goal(config, facts)
     settings = agent_settings(config.agent, config.task, config, goal)
+    gate = SafetyGate(config.limits(facts.step_seconds), max_identical=None if config.sim else 3)
     stop = StopRequest()
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals(stop))
         cell = open_cell(config, facts.size, facts.camera, config.object, config.lab, stack)
-        gate = SafetyGate(config.limits(facts.step_seconds), max_identical=None if config.sim else 3)
         factory = partial(build_agent, config.agent, config.model, config.seed, settings)
         agent = stack.enter_context(AgentProcess(factory, config.agent_threads))
         run = _Run(config, facts, cell, gate, agent, stop, console, ask, goal, settings)
@@ -242,7 +253,6 @@ class _Run:
     def _jog(self) -> None:
         """Whether the model understands what this camera shows of the arm's motion; a bad verdict ends it here."""
         from armworld.evaluation.jogging import judge
-        from armworld.evaluation.preflight_page import print_marks, read_picture
         from armworld.real.jogs import examine
 
         model = load_model(self.config.agent, self.config.model)

@@ -18,13 +18,17 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from armworld.evaluation.folders import check_folder
 from armworld.real.cell import Cell, StopRequest
 from armworld.real.driving import Driver
-from armworld.real.gate import SafetyGate
+from armworld.real.gate import SafetyGate, unit_reasons
 from armworld.real.goals import save_goal
+from armworld.real.limits import Box
 from armworld.real.opening import confirm_live, open_cell, signals, told
 from armworld.real.preflight import Preflight, preflight
-from armworld.real.setup import CellConfig
+from armworld.real.setup import CellConfig, check_table
+
+STEP_S = 0.25  # of an action, where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,29 @@ class GoalConfig(CellConfig):
 
     def __post_init__(self) -> None:
         self.check_cell()
+        if self.sim:
+            check_table(self.object, self.lab)
         if self.state is not None and not (self.sim or self.live):
             raise ValueError("--state moves the arm: give --live too, or leave it out and guide the arm by hand")
         if self.live and self.state is None:
             raise ValueError("--live drives the arm to a --state, and there is none")
+        limits = self.limits(self.step_seconds or STEP_S)
+        if self.state is not None:
+            _check_state(np.array(self.state), limits.workspace)
         if self.out.exists():
             raise ValueError(f"{self.out} exists already; give another --out")
+        check_folder(self.out)
+
+
+def _check_state(state: np.ndarray, workspace: Box) -> None:
+    """Raise ValueError where a state [7] is in other units than m, rad and closedness, or outside the flange's box."""
+    told = f"--state {state.tolist()}"
+    if not np.isfinite(state).all():
+        raise ValueError(f"{told}: expected seven finite numbers")
+    if reasons := unit_reasons(state):
+        raise ValueError(f"{told}: {'; '.join(text for _, text in reasons)} (expected m, rad and closedness)")
+    if workspace.outside(state[:3]) > 0:
+        raise ValueError(f"{told}: the flange would be outside its box {workspace.low} to {workspace.high} m")
 
 
 @told
@@ -64,7 +85,7 @@ def goal(config: GoalConfig, console: Console | None = None, ask: Callable[[str]
     """
     console = console or Console()
     size = (config.image_size or 256, config.image_size or 256)
-    gate = SafetyGate(config.limits(config.step_seconds or 0.25), max_identical=None)
+    gate = SafetyGate(config.limits(config.step_seconds or STEP_S), max_identical=None)
     with contextlib.ExitStack() as stack:
         cell = open_cell(config, size, "left", config.object, config.lab, stack)
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))

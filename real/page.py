@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +51,18 @@ document.getElementById('curves').textContent=values.length?
 `${values.at(-1)[0]}: now ${values.at(-1)[1].toFixed(4)}, top of the picture ${top.toFixed(4)}`:''}catch(e){
 document.getElementById('lost').textContent='no answer: the loop has ended, or hangs'}setTimeout(tick,250)}
 tick()</script>"""
+
+
+LAST_PORT = 65535
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ValueError where no page can be served at that address, as long as the robot does not wait for it."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise ValueError(f"no page can be served at --page-host {host} --page-port {port}: {error}") from error
 
 
 class LivePage:

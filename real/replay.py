@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from armworld.evaluation.folders import check_folder
 from armworld.real.agent_process import InlineAgent
 from armworld.real.agents import ReplayAgent, ServoAgent
 from armworld.real.cell import SessionConfig
@@ -43,16 +44,25 @@ class ReplayConfig:
     sim: bool = False
     out: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.out is not None and not self.sim:
+            raise ValueError("--out is for the repetition on the simulated robot: give --sim too, or leave it out")
+        if self.out is not None and self.out.is_dir() and any(self.out.iterdir()):
+            raise ValueError(f"--out {self.out} holds files already; give another folder")
+
 
 def limits_of(header: dict[str, Any]) -> Limits:
     """The limits that a log was made under. ValueError where its actions are in other units than the gate's."""
     check_units(header.get("units", ACTION_UNITS))
-    values: dict[str, Any] = dict(header["limits"])
-    for name in ("workspace", "fingertips"):
-        values[name] = _box(values[name])
-    values["keep_out"] = tuple(_box(box) for box in values["keep_out"])
-    values["fingers"] = Fingers(**values["fingers"])
-    return Limits(**values)
+    try:
+        values: dict[str, Any] = dict(header["limits"])
+        for name in ("workspace", "fingertips"):
+            values[name] = _box(values[name])
+        values["keep_out"] = tuple(_box(box) for box in values["keep_out"])
+        values["fingers"] = Fingers(**values["fingers"])
+        return Limits(**values)
+    except (KeyError, TypeError) as error:
+        raise JournalError(f"the log's header does not say the limits that it was made under: {error!r}") from error
 
 
 def _box(corners: dict[str, Any]) -> Box:
@@ -100,6 +110,8 @@ def _situation(values: dict[str, Any]) -> Situation:
 def replay(config: ReplayConfig, console: Console | None = None) -> int:
     """Judge the log again, and repeat it if asked. Exit code 1 if a decision differs."""
     console = console or Console()
+    if config.out is not None:
+        check_folder(config.out)
     rows = read_journal(config.log)[1]
     differences = judge_again(config.log)
     for line in differences:

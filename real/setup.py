@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from armworld.envs.cameras import CAMERAS, IMAGE_SIZES
 from armworld.real.cameras import Framing, OpenCVCamera, PolledCamera, RealSenseCamera, RecordedCamera
 from armworld.real.cell import Cell
 from armworld.real.franky_arm import FrankyArm
@@ -13,7 +14,8 @@ from armworld.real.grippers import FrankaHand, Robotiq2F85
 from armworld.real.limits import FINGERS, Box, Limits
 from armworld.real.protocols import Gripper
 from armworld.real.simulated import SimulatedRobot
-from armworld.types import check_name
+from armworld.sim_assets.catalog import LABS, OBJECTS
+from armworld.types import check_name, check_numbers
 
 BoxText = tuple[float, float, float, float, float, float]
 CAMERA_KINDS = ("opencv", "realsense", "recorded")
@@ -77,6 +79,10 @@ class CellConfig:
 
     def check_cell(self) -> None:
         """Raise ValueError for what is missing or contradictory, before anything is connected."""
+        check_numbers(self, "crop", "step_seconds", "max_plan_age", least=0)
+        check_numbers(self, "force_threshold", "torque_threshold", above=0)
+        if self.image_size:
+            check_numbers(self, "image_size", least=IMAGE_SIZES[0], most=IMAGE_SIZES[1])
         if self.sim:
             if self.host or self.cameras:
                 raise ValueError("--sim brings its own robot and camera: leave out --host and --cameras")
@@ -95,8 +101,14 @@ class CellConfig:
         for name, largest in LIVE_AGES.items():
             if getattr(self, name) > largest:
                 raise ValueError(f"{name} must be at most {largest} s on hardware, got {getattr(self, name)}")
-        for text in self.cameras:
-            parse_camera(text)
+        names = self.camera_names
+        if len(set(names)) != len(names):
+            raise ValueError(f"--cameras must have names of their own, got {', '.join(names)}")
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """What the cell's cameras are called."""
+        return CAMERAS if self.sim else tuple(parse_camera(text)[0] for text in self.cameras)
 
     def limits(self, step_seconds: float) -> Limits:
         """The gate's limits."""
@@ -134,6 +146,15 @@ class CellConfig:
         if self.hand == "robotiq_2f85":
             return Robotiq2F85(self.hand_port, activate=self.activate_hand)
         return None
+
+
+def check_table(table: str, lab: str) -> None:
+    """Raise ValueError unless the simulated robot can have that object on its table (or none), and look like that lab.
+
+    Its cameras run in a process of their own, which could only end.
+    """
+    check_name("object", table, (*OBJECTS, "none"))
+    check_name("lab", lab, LABS)
 
 
 def to_box(numbers: BoxText) -> Box:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from armworld.evaluation.agents import AGENTS, AgentSettings, settings_for
 from armworld.evaluation.banks import load_bank
+from armworld.evaluation.configuring import check_agent
 from armworld.evaluation.setup import Setup
 from armworld.planners.mpc import PlanningAgent
 from armworld.planners.turning import TurnedModel
@@ -78,15 +79,19 @@ def test_what_is_wrong_with_a_bank_is_named(data: Path, tmp_path: Path) -> None:
     model.image_size = (128, 128)  # type: ignore[assignment]
     with pytest.raises(ValueError, match="are 64 x 64, the model sees 128 x 128"):
         load_bank(data, model, "left")
-    with pytest.raises(ValueError, match="--subgoals-from bank needs --bank"):
+    with pytest.raises(ValueError, match="--subgoals-from bank and --bank none"):
         build(Means(), subgoals_from="bank")
+    with pytest.raises(ValueError, match=r"--bank, .* goes with .*; got --subgoals-from given and --bank"):
+        AgentSettings(bank=data)
+    with pytest.raises(ValueError, match="no episodes"):
+        check_agent("cem", "reach", AgentSettings(subgoals_from="bank", bank=tmp_path))
 
 
 def test_planners_take_the_settings_of_the_search_that_they_have() -> None:
     told = AgentSettings(samples=48, iterations=3, elites=4, horizon=2, hold_margin=0.1)
-    kept = {name: set(told.planner_settings(name)) - {"space"} for name in ("cem", "random", "mppi", "servo")}
+    kept = {name: set(told.planner_settings(name)) - {"space"} for name in ("cem", "random_shooting", "mppi", "servo")}
     assert kept["cem"] == {"samples", "iterations", "elites", "horizon", "hold_margin"}
-    assert kept["mppi"] == kept["cem"] - {"elites"} and kept["random"] == kept["mppi"] - {"iterations"}
+    assert kept["mppi"] == kept["cem"] - {"elites"} and kept["random_shooting"] == kept["mppi"] - {"iterations"}
     assert kept["servo"] == {"hold_margin"}
 
 
@@ -94,7 +99,7 @@ def test_the_settings_say_whose_sub_goals(data: Path) -> None:
     assert type(build(Means())) is type(build(Means(), subgoals_from="given")) is PlanningAgent
     expected = {"final": (0, None), "imagined": (2, None), "bank": (2, 24), "recorded": (2, 24)}
     for subgoals, (count, frames) in expected.items():
-        agent = build(Means(), subgoals_from=subgoals, bank=data)
+        agent = build(Means(), subgoals_from=subgoals, bank=data if frames else None)
         assert isinstance(agent, TwoLevelAgent) and agent.levels.count == count
         assert agent.levels.along == (subgoals == "recorded")
         assert (None if agent.bank is None else len(agent.bank)) == frames
@@ -110,7 +115,8 @@ def test_settings_of_agents_and_of_runs_share_no_name() -> None:
 
 @pytest.mark.parametrize("subgoals", ["final", "imagined", "bank", "recorded"])
 def test_they_act(data: Path, subgoals: str) -> None:
-    agent = build(Means(), subgoals_from=subgoals, bank=data, samples=8)
+    bank = data if subgoals in ("bank", "recorded") else None
+    agent = build(Means(), subgoals_from=subgoals, bank=bank, samples=8)
     views = [
         {"state": np.full(7, 0.1, np.float32), "left": np.full((64, 64, 3), value, np.uint8)} for value in (0, 200)
     ]
@@ -121,11 +127,9 @@ def test_they_act(data: Path, subgoals: str) -> None:
 
 def test_known_turned_axes_are_for_models_that_imagine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(build(Means(), axes_yaw=20.0).model, TurnedModel)
-    readable: Any = Means()
-    readable.readout = torch.nn.Identity()
     environment: Any = None
     with pytest.raises(ValueError, match="servo imagines nothing whose axes could turn"):
-        AGENTS["servo"].build(environment, readable, 0, AgentSettings(axes_yaw=20.0))
+        check_agent("servo", "reach", AgentSettings(axes_yaw=20.0))
     monkeypatch.setattr("armworld.envs.oracle.OracleDynamics", lambda env, model: model)
     oracle = AGENTS["oracle"].build(environment, Means(), 0, AgentSettings(axes_yaw=20.0))
     assert isinstance(oracle, PlanningAgent) and isinstance(oracle.model, Means)

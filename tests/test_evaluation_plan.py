@@ -23,6 +23,7 @@ from armworld.evaluation.report import Page  # noqa: E402
 from armworld.evaluation.setup import Setup, resolve  # noqa: E402
 from armworld.evaluation.video import read_mp4, write_mp4  # noqa: E402
 
+NAN = float("nan")
 EPISODE_KEYS = {"seed", "success", "final_distance_m", "steps", "seconds_per_action", "reason"}
 KEYS = {"task", "object", "lab", "agent", "model", "step_seconds", "episodes", "success_rate", "wilson_95"}
 
@@ -89,16 +90,41 @@ def test_a_run_that_went_on_after_a_change_names_both_commits(tmp_path: Path, mo
         ({"agent": "walkk"}, "unknown agent 'walkk'; valid: hold, random, expert"),
         ({"baselines": "hold,holt"}, "unknown agent 'holt'"),
         ({"task": "reech"}, "unknown task 'reech'; valid: reach"),
-        ({"episodes": 0}, "episodes >= 1"),
+        ({"episodes": 0}, "episodes must be at least 1, got 0"),
         ({"seeds": "9-3"}, "first is larger"),
         ({"seeds": "nowhere.txt"}, "no seed"),
         ({"agent": "cem", "model": "nonesuch"}, "no checkpoint 'nonesuch'"),
         ({"object": "pan"}, "unknown object 'pan'; valid: cup, box"),
+        ({"image_size": 0}, "image_size must be at least 16 and at most 1280, got 0"),
+        ({"step_seconds": 0.0}, r"step_seconds must be above 0, got 0\.0"),
+        ({"step_seconds": NAN}, "step_seconds must be above 0, got nan"),
+        ({"task": "reach", "step_seconds": 0.2501}, "must be a positive multiple of the physics step"),
+        ({"task": "reach", "level": "wild"}, "unknown level 'wild'; valid: none, jitter, full"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"videos": -1}, "videos must be at least 0, got -1"),
+        ({"agent": "cem", "arrive_within": -1.0}, r"arrive_within must be above 0, got -1\.0"),
+        ({"agent": "cem", "patience": NAN}, "patience must be above 0, got nan"),
+        ({"agent": "cem", "max_yaw": NAN}, "max_yaw must be at least 0, got nan"),
+        ({"agent": "cem", "gripper_deadband": NAN}, "gripper_deadband must be at least 0, got nan"),
+        ({"agent": "octo", "gripper_deadband": NAN}, "gripper_deadband must be at least 0, got nan"),
+        ({"agent": "cem", "execute": 0}, "execute must be at least 1, got 0"),
+        ({"agent": "cem", "execute": 3}, "execute_steps 3 exceeds the planner's horizon 1"),
+        ({"agent": "cem", "samples": 4}, "2 <= elites <= samples"),
+        ({"agent": "cem", "objective": "finale"}, "unknown objective 'finale'; valid: final"),
+        ({"agent": "cem", "axes_yaw": NAN}, "axes_yaw must be finite, got nan"),
+        ({"agent": "cem", "calibrate": 1}, "calibrate must be at least 2, got 1"),
+        ({"agent": "cem", "bank": Path("b")}, "--bank, the folder of a dataset, goes with --subgoals-from bank"),
+        ({"agent": "cem", "bank": Path("b"), "subgoals_from": "bank"}, "b: no such folder"),
+        ({"agent": "oracle", "oracle_planner": "random"}, "unknown planner 'random'; valid: .*random_shooting"),
+        ({"task": "CartPole-v1"}, "'CartPole-v1' is not of armworld's interface .*valid: reach, grasp"),
+        ({"task": "nosuchmodule:Cart-v0"}, "no environment 'nosuchmodule:Cart-v0': No module"),
     ],
 )
 def test_bad_input_is_one_clear_error(tmp_path: Path, changes: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        run(tmp_path, **changes)
+        run(tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists() or changes == {"object": "pan"}  # of which the environment alone can tell
 
 
 def test_seeds(tmp_path: Path) -> None:

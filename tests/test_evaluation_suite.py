@@ -116,11 +116,27 @@ def test_evaluate_goes_on_where_it_stopped(tmp_path: Path) -> None:
         ({"objects": "pan"}, "nothing to evaluate"),
         ({"tasks": "grsp"}, "unknown task of suite points 'grsp'"),
         ({"baseline": "octo"}, "unknown baseline 'octo'; valid: walk, broken"),
+        ({"videos": -1}, "videos must be at least 0, got -1"),
+        ({"agents": "walk,cem", "max_yaw": float("nan")}, "max_yaw must be at least 0, got nan"),
+        ({"suite": "table3", "agents": "cem,icem", "ladder": "16x2,4x1", "baseline": None}, "2 <= elites <= samples"),
     ],
 )
 def test_bad_tables_are_refused(tmp_path: Path, changes: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         run(tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("[1]", "results.json is no record of a run"), ('{"episodes": []}', "holds a record without agent, lab, model")],
+)
+def test_records_of_no_run_are_named(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=told):
+        report(ReportConfig((tmp_path / "run",), tmp_path / "joined"), quiet())
+    assert not (tmp_path / "joined").exists()
 
 
 def test_report_joins_and_compares(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from armworld.evaluation.agents import USUAL, AgentSettings
-from armworld.evaluation.setup import make_cell
+from armworld.evaluation.setup import Setup, make_cell
 from armworld.real import drawn
 from armworld.real.agents import ServoAgent, agent_settings, build_agent
 from armworld.real.cameras import Framing
 from armworld.real.deploy import DeployConfig
 from armworld.real.drawn import draw_task
+from armworld.real.goal import GoalConfig
 from armworld.real.goals import load_goal, save_goal
 from armworld.real.sim_block import RobotSample, SharedBlock
 from armworld.real.sim_camera import Twin
@@ -24,25 +25,12 @@ from armworld.types import Goal
 DOWN = np.array([0.45, 0.0, 0.35, np.pi, 0.0, 0.0, 0.0])
 
 
-class Setup:
-    """Of a simulation: what `make_cell` asks of it beside the task."""
-
-    camera = "left"
-
-    def env_kwargs(self, *_: str) -> dict[str, Any]:
-        return {}
-
-    def model_of(self, agent: str) -> str:
-        return "default"
-
-
 @pytest.mark.parametrize("task", sorted(USUAL))
 @pytest.mark.parametrize("agent", ["cem", "mppi", "cem_published"])
 def test_the_settings_are_those_of_the_simulation(task: str, agent: str) -> None:
     own: dict[str, Any] = {"samples": 17, "max_yaw": 0.1}
     config = DeployConfig(sim=True, agent=agent, task=task, goal=(Path("goal"),), **own)
-    given: Any = Setup()
-    simulated = make_cell(given, AgentSettings(**own), (task, "cup", "lab1"), agent, Path("out"))
+    simulated = make_cell(Setup(camera="left"), AgentSettings(**own), (task, "cup", "lab1"), agent, Path("out"))
     assert agent_settings(agent, task, config, None) == simulated.settings
     assert simulated.settings is not None and simulated.settings.samples == 17
 
@@ -102,6 +90,27 @@ def test_a_goal_in_other_units_is_refused_by_name(tmp_path: Path, content: str, 
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         load_goal([tmp_path], (5,), {"left": Framing((16, 16))})
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ((450, 0, 350, np.pi, 0, 0, 0), "millimetres for metres"),
+        ((0.45, 0, 0.35, 180, 0, 0, 0), "degrees where radians are expected"),
+        ((0.45, 0, 0.35, np.pi, 0, 0, 80), r"closedness 80 is outside \[0, 1\]"),
+        ((0.45, 0, 0.35, np.nan, 0, 0, 0), "expected seven finite numbers"),
+        ((0.45, 0, 0.95, np.pi, 0, 0, 0), r"the flange would be outside its box \(0.28, -0.38, 0.12\) to"),
+    ],
+)
+def test_a_state_to_drive_to_in_other_units_or_out_of_the_box_is_refused(state, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^--state .*{message}"):
+        GoalConfig(sim=True, state=state, out=tmp_path / "goal")
+
+
+@pytest.mark.parametrize("changes", [{"max_speed": 1.0}, {"max_tilt": float("nan")}, {"keep_out": ((1.0,) * 6,)}])
+def test_limits_that_cannot_be_are_refused_before_a_device_is_touched(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_speed must|max_tilt must|low < high"):
+        GoalConfig(sim=True, out=tmp_path / "goal", **changes)
 
 
 def test_the_expert_grips_fully_but_only_where_the_arm_has_arrived() -> None:
