@@ -68,6 +68,23 @@ def answer_broken_off_motions() -> None:
         setattr(hand.FrankaGripperServer, name, first_answer(getattr(hand.FrankaGripperServer, name)))
 
 
+def measure_poses() -> None:
+    """Make franky-sim's robot report the pose that its joints have, as libfranka's O_T_EE is: measured.
+
+    Its forward kinematics hands out one and the same matrix again and again. The pose of the measured joints became
+    that of the desired ones, computed next, which runs some 30 mm ahead of an arm in motion.
+    """
+    from franky_sim.base_simulator import BaseRobot
+
+    shared: Callable[..., Any] = BaseRobot.kinematics
+
+    @functools.wraps(shared)
+    def kinematics(self: Any, q: np.ndarray) -> Any:
+        return shared(self, q).copy()
+
+    BaseRobot.kinematics = kinematics
+
+
 def shape_hand(world: Any) -> None:
     """Give franky-sim's Franka Hand the reach, the mounting and the opening of a Robotiq 2F-85, before it starts.
 
@@ -118,6 +135,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
     transport.socket = LoopbackSockets()
     answer_broken_off_motions()
+    measure_poses()
     block = SharedBlock(arguments.block, tuple(arguments.cameras), tuple(arguments.size))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with MujocoSimulator() as world:

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -19,6 +20,8 @@ from real_sockets import listening
 
 from armworld.cli import run
 from armworld.datasets.trajectory import read_episode, read_metadata
+from armworld.envs.kinematics import ArmKinematics
+from armworld.envs.scene import SceneConfig, build_model
 from armworld.real.agent_process import InlineAgent
 from armworld.real.cell import SessionConfig, StopRequest
 from armworld.real.gate import SafetyGate
@@ -93,6 +96,28 @@ def test_devices_keep_their_protocols_and_show_features_while_disconnected(robot
         wait_for(lambda: camera.read().id > first.id)
         with pytest.raises(ValueError, match="six finite"):
             arm.command(np.full(6, np.nan))
+
+
+def test_the_pose_reported_in_motion_is_that_of_the_joints(robot):
+    """libfranka's O_T_EE is measured; the pose that was desired last is O_T_EE_d."""
+    model = build_model(SceneConfig())
+    kinematics, data = ArmKinematics(model), mujoco.MjData(model)
+    arm = robot.arm()
+    arm.connect()
+    try:
+        target = arm.read().pose + 4 * SIDEWAYS_2CM
+        arm.command(target)
+        wait_for(lambda: np.abs(arm.read().velocities).max() > 0.3)
+        off = []
+        while arm.read().moving:
+            seen = arm.read()
+            data.qpos[kinematics.qpos_index] = seen.joints
+            mujoco.mj_kinematics(model, data)
+            off.append(np.linalg.norm(data.site("flange").xpos - seen.pose[:3]))
+        wait_for(lambda: np.linalg.norm(arm.read().pose[:3] - target[:3]) < 0.001)
+    finally:
+        arm.close()
+    assert len(off) > 3 and max(off) < 0.001, off
 
 
 def test_nothing_of_the_simulated_robot_listens_beyond_loopback(robot):
