@@ -264,7 +264,7 @@ def test_bad_settings_are_named(tmp_path: Path) -> None:
         DeployConfig(sim=True, agent="expert", jog="always")
     with pytest.raises(ValueError, match="agent 'octo' plans on none"):
         DeployConfig(sim=True, agent="octo", jog="always")
-    with pytest.raises(ValueError, match=r"nowhere\.png is not a file"):
+    with pytest.raises(ValueError, match=r"nowhere\.png is not a picture that can be read"):
         DeployConfig(sim=True, reference=tmp_path / "nowhere.png")
 
 
