@@ -13,6 +13,7 @@ from armworld.evaluation.camera_verdict import correction_of, good_views, is_rig
 from armworld.evaluation.files import write_bytes
 from armworld.evaluation.picture import figure_png
 from armworld.evaluation.report import Page, provenance
+from armworld.evaluation.statistics import signed
 from armworld.evaluation.views import label
 
 STYLE = """<style>
@@ -69,7 +70,7 @@ def gallery(rows: Sequence[Mapping[str, Any]], varying: list[str], pictures: Map
         source = base64.b64encode(pictures[row["name"]]).decode()
         name = "the lab's own" if is_rig(row) else html.escape(label(dict(row), varying))
         cm, turn = final_cm(row), row["turn"]
-        told = [f"{cm:.1f} cm" if cm is not None else "", f"axes {turn['yaw_deg']:+.0f}°" if turn else ""]
+        told = [f"{cm:.1f} cm" if cm is not None else "", f"axes {signed(turn['yaw_deg'])}°" if turn else ""]
         figures.append(
             f'<figure style="--tone:{TONES[tone]}"><img alt="view {name}" src="data:image/jpeg;base64,{source}">'
             f"<figcaption><b>{wins(row)}</b> {' · '.join(part for part in told if part)}<br><small>{name}</small>"
@@ -101,7 +102,7 @@ def _table(rows: Sequence[Mapping[str, Any]], varying: list[str]) -> tuple[Seque
                 *(
                     ("–", "–", "–")
                     if turn is None
-                    else (f"{turn['yaw_deg']:+.1f}", f"{turn['spread_deg']:.1f}", f"{turn['contrast']:.2f}")
+                    else (signed(turn["yaw_deg"], 1), f"{turn['spread_deg']:.1f}", f"{turn['contrast']:.2f}")
                 ),
             ]
         )

@@ -15,7 +15,7 @@ from matplotlib.projections.polar import PolarAxes
 
 from armworld.evaluation.camera_verdict import corrected_rows, correction_of, is_rig
 from armworld.evaluation.picture import GRID, INK, METHODS, MUTED, tidy
-from armworld.evaluation.statistics import wilson_interval
+from armworld.evaluation.statistics import signed, wilson_interval
 from armworld.evaluation.views import UNITS
 
 TRAFFIC = LinearSegmentedColormap.from_list("traffic", ["#b42318", "#f4b740", "#15803d"])
@@ -77,7 +77,7 @@ ERROR = Measure(
     lambda values: (0.0, max([8.0, *values])),
 )
 TURN = Measure(
-    "Turn of the model's axes (°)", yaw, lambda r: "–" if yaw(r) is None else f"{yaw(r):+.0f}", TURNS, _symmetric
+    "Turn of the model's axes (°)", yaw, lambda r: "–" if yaw(r) is None else signed(yaw(r) or 0.0), TURNS, _symmetric
 )
 
 
@@ -172,7 +172,7 @@ def _heat(axes: Axes, rows: Sequence[Row], measure: Measure, across: tuple[str, 
             values = [v for r in here if (v := measure.value(r)) is not None]
             if values:
                 table[i, j] = np.mean(values)
-                texts[i, j] = measure.text(here[0]) if len(here) == 1 else f"{table[i, j]:.0f}"
+                texts[i, j] = measure.text(here[0]) if len(here) == 1 else f"{round(table[i, j]) + 0.0:.0f}"
     norm = Normalize(*measure.limits(table[np.isfinite(table)].tolist()))
     axes.imshow(table, cmap=measure.colours, norm=norm, origin="lower", aspect="auto")
     for (i, j), text in texts.items():
@@ -180,13 +180,18 @@ def _heat(axes: Axes, rows: Sequence[Row], measure: Measure, across: tuple[str, 
         axes.text(j, i, text, ha="center", va="center", fontsize=9, color=ink)
     tidy(axes, measure.title)
     axes.spines[:].set_visible(False)
-    axes.set_xticks(range(len(across[1])), [f"{v:+g}" for v in across[1]])
-    axes.set_yticks(range(len(down[1])), [f"{v:+g}" for v in down[1]])
+    axes.set_xticks(range(len(across[1])), [_offset(across[0], v) for v in across[1]])
+    axes.set_yticks(range(len(down[1])), [_offset(down[0], v) for v in down[1]])
     axes.set_xlabel(AXIS_TITLES[across[0]], color=MUTED, fontsize=9)
     axes.set_ylabel(AXIS_TITLES[down[0]], color=MUTED, fontsize=9)
     if 0.0 in across[1] and 0.0 in down[1]:
         where = across[1].index(0.0) - 0.5, down[1].index(0.0) - 0.5
         axes.add_patch(_frame(where))
+
+
+def _offset(axis: str, value: float) -> str:
+    """A tick's text: a shift has a sign, a factor none."""
+    return f"{value:g}" if UNITS[axis] == "×" or not value else f"{value:+g}"
 
 
 def _frame(corner: tuple[float, float]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from armworld.evaluation.probing import spearman
+from armworld.evaluation.statistics import signed
 
 KEPT = 0.8  # of the rig's success: still a place to look from
 DEAF = 0.05  # contrast below which a fitted turn means nothing
@@ -72,7 +73,7 @@ def _where(rows: Rows, varying: Sequence[str]) -> str:
     ring = [row for row in rows if all(row["offsets"][a] == rig["offsets"][a] for a in varying if a != "azimuth")]
     if "azimuth" in varying and len(ring) > 2:
         low, high = _interval(ring, good)
-        text += f"; at the rig's height and distance, azimuths from {low:+.0f}° to {high:+.0f}° of it"
+        text += f"; at the rig's height and distance, azimuths from {signed(low)}° to {signed(high)}° of it"
     return f"You may look from there: {text}."
 
 
@@ -110,7 +111,7 @@ def _axes(rows: Rows) -> str:
     told = axes_against_azimuth(rows)
     rig = rig_of(rows)["turn"]
     deaf = [row["name"] for row in rows if row["turn"]["contrast"] < DEAF]
-    text = f"The model's axes are turned by {rig['yaw_deg']:+.1f}° in the rig's own view"
+    text = f"The model's axes are turned by {signed(rig['yaw_deg'], 1)}° in the rig's own view"
     if told and told["worst_deg"] <= STEADY_DEG:
         text += f" and by at most {told['worst_deg']:.1f}° in any: they do not turn with the camera"
     elif told:

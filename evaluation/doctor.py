@@ -43,6 +43,7 @@ from armworld.evaluation.records import origin
 from armworld.evaluation.report import Page, provenance
 from armworld.evaluation.samples import JOGS, Samples, Travel, gather, per_camera, travel
 from armworld.evaluation.setup import Setup, check_scene, resolve
+from armworld.evaluation.statistics import signed
 from armworld.planners.objectives import AlignedL1
 from armworld.types import check_name, check_numbers
 
@@ -389,5 +390,5 @@ def _jogs(findings: Mapping[str, Any]) -> list[list[str]]:
     """A row per jog: its axis, and the mean displacement commanded, seen in the true frame, and imagined."""
     moves = [100 * np.asarray(findings["axes"][f"{kind}_m"]) for kind in ("commanded", "encoded", "predicted")]
     names = [f"{sign}{axis}" for sign in "+−" for axis in "xyz"]
-    rows = [[", ".join(f"{round(value, 1) + 0.0:+.1f}" for value in move[row]) for move in moves] for row in range(6)]
+    rows = [[", ".join(signed(value, 1) for value in move[row]) for move in moves] for row in range(6)]
     return [[name, *row] for name, row in zip(names, rows, strict=True)]

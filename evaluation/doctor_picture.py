@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from armworld.evaluation.picture import GOOD, GRID, INK, MUTED, tidy
+from armworld.evaluation.statistics import signed
 
 BLUE, ORANGE, GREY = "#0b62a8", "#d97706", "#9ca3af"
 AXIS_COLOURS = {"x": "#b91c1c", "y": "#15803d", "z": "#0b62a8"}
@@ -60,7 +61,7 @@ def _sensitivity(axes: Axes, finding: Mapping[str, Any]) -> None:
 
 def _axes(axes: Axes, finding: Mapping[str, Any]) -> None:
     fit = finding["imagined"]
-    tidy(axes, f"Axes: turned by {fit['yaw_deg']:+.0f}°, gain {fit['gain']:.2f}")
+    tidy(axes, f"Axes: turned by {signed(fit['yaw_deg'])}°, gain {fit['gain']:.2f}")
     commanded, predicted, encoded = (
         100 * np.asarray(finding[f"{key}_m"]) for key in ("commanded", "predicted", "encoded")
     )
@@ -132,16 +133,17 @@ def _object(axes: Axes, finding: Mapping[str, Any]) -> None:
 
 def _state(axes: Axes, finding: Mapping[str, Any]) -> None:
     probe = finding["probe"]
-    tidy(axes, f"State: yaw within {probe['yaw_rad']:.2f} rad, fingers {probe['closedness']:.2f}")
-    names = {"yaw": ("yaw (rad)", BLUE), "closedness": ("closedness", ORANGE)}
+    yaw = np.degrees(probe["yaw_rad"])
+    tidy(axes, f"State: yaw within {yaw:.0f}°, fingers {100 * probe['closedness']:.0f} %")
+    names = {"yaw": ("yaw (°)", BLUE, np.degrees(1)), "closedness": ("closedness (% of a stroke)", ORANGE, 100)}
     _read_against_true(
         axes,
         [
-            (label, colour, np.asarray(finding[f"{key}_true"]), np.asarray(finding[f"{key}_read"]))
-            for key, (label, colour) in names.items()
+            (label, colour, *(scale * np.asarray(finding[f"{key}_{kind}"]) for kind in ("true", "read")))
+            for key, (label, colour, scale) in names.items()
         ],
     )
-    _labels(axes, "true", "read")
+    _labels(axes, "true (° or %)", "read (° or %)")
 
 
 def _read_against_true(axes: Axes, series: list[tuple[str, str, np.ndarray, np.ndarray]]) -> None:

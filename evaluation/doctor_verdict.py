@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from armworld.evaluation.statistics import signed
+
 OPEN = "open"  # the mark of what cannot be judged
 # A linear probe that has learned from fewer frames reads a good model's features badly: the shipped default's position
 # within 1.0 cm from 390 frames of motion, 1.5 from 300, 3 to 5 from 120; from 160 stills 1.9 cm, from 40 3.7.
@@ -40,8 +42,8 @@ def judge(findings: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             mark_of(-turned, -1, -2.5),
-            f"Axes: imagined motion is turned by {axes['yaw_deg']:+.0f}° about the vertical and is {axes['gain']:.2f} "
-            f"times as long as commanded ({axes['gain_z']:.2f} vertically).",
+            f"Axes: imagined motion is turned by {signed(axes['yaw_deg'])}° about the vertical and is "
+            f"{axes['gain']:.2f} times as long as commanded ({axes['gain_z']:.2f} vertically).",
         ),
         (
             mark_of(rank["top_1"], 0.6, 0.25),

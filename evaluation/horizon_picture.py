@@ -13,6 +13,13 @@ from armworld.evaluation.episodes import EpisodeResult
 from armworld.evaluation.picture import GRID, INK, METHODS, MUTED, tidy
 from armworld.evaluation.statistics import wilson_interval
 
+# Lines that may lie on one another: the later ones are thinner or broken, so that those below them show.
+IMAGINED: Mapping[str, Any] = {"color": METHODS[0], "lw": 5.0, "alpha": 0.55, "solid_capstyle": "round"}
+STEPWISE: Mapping[str, Any] = {"color": METHODS[2], "lw": 2.0, "ls": (0, (4, 3))}
+PROBED: Mapping[str, Any] = {"color": METHODS[3], "lw": 1.4, "marker": "o", "ms": 4, "mfc": "white", "markevery": 0.08}
+COPIED: Mapping[str, Any] = {"color": MUTED, "lw": 1.6}
+STRANGE: Mapping[str, Any] = {"color": METHODS[1], "lw": 1.6}
+
 
 def horizon_figure(
     ahead: Mapping[str, Any], step_seconds: float, plans: Mapping[int, Sequence[EpisodeResult]]
@@ -21,42 +28,35 @@ def horizon_figure(
     figure = Figure(figsize=(13.6 if plans else 11.0, 3.9), layout="constrained")
     panels = figure.subplots(1, 3 if plans else 2)
     time = step_seconds * np.arange(1, len(ahead["l1"]) + 1)
-    lines = (
-        ("l1", "imagined", METHODS[0], 2.4),
-        ("stepwise_l1", "imagined step by step", METHODS[2], 2.0),
-        ("copy_l1", "first frame kept", MUTED, 1.6),
-    )
-    _curves(
-        panels[0],
-        "Features: mean |ẑ − z|",
-        [(time, ahead[key], name, colour, width) for key, name, colour, width in lines]
-        + [(time, ahead["stranger_l1"], "another episode's frame", METHODS[1], 1.6)],
-    )
-    hand = (
-        ("position_error_m", "imagined", METHODS[0], 2.4),
-        ("stepwise_position_error_m", "imagined step by step", METHODS[2], 2.0),
-        ("moved_m", "guessing it stays", MUTED, 1.6),
-        ("probe_error_m", "the probe on true frames", METHODS[3], 1.6),
-    )
-    _curves(
-        panels[1],
-        "Hand's position: error (cm)",
-        [(time, 100 * np.asarray(ahead[key]), name, colour, width) for key, name, colour, width in hand],
-    )
+    features = {
+        "copy_l1": ("first frame kept", COPIED),
+        "stranger_l1": ("another episode's frame", STRANGE),
+        "l1": ("imagined", IMAGINED),
+        "stepwise_l1": ("imagined step by step", STEPWISE),
+    }
+    hand = {
+        "moved_m": ("guessing it stays", COPIED),
+        "position_error_m": ("imagined", IMAGINED),
+        "stepwise_position_error_m": ("imagined step by step", STEPWISE),
+        "probe_error_m": ("the probe on true frames", PROBED),
+    }
+    _curves(panels[0], "Features: mean |ẑ − z|", time, [(ahead[key], *told) for key, told in features.items()])
+    lines = [(100 * np.asarray(ahead[key]), *told) for key, told in hand.items()]
+    _curves(panels[1], "Hand's position: error (cm)", time, lines)
     if plans:
         _planning(panels[2], plans)
     return figure
 
 
-def _curves(axes: Axes, title: str, lines: Sequence[tuple[np.ndarray, Any, str, str, float]]) -> None:
+def _curves(axes: Axes, title: str, time: np.ndarray, lines: Sequence[tuple[Any, str, Mapping[str, Any]]]) -> None:
     tidy(axes, title)
-    for time, values, name, colour, width in lines:
-        axes.plot(time, values, color=colour, lw=width, label=name, marker="o" if len(time) < 12 else None, ms=4)
-    axes.set_ylim(bottom=0)
+    for values, name, style in lines:
+        axes.plot(time, values, label=name, **style)
+    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend
     axes.set_xlabel("seconds ahead", color=MUTED, fontsize=9)
     axes.grid(color=GRID, lw=0.8)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=9, frameon=False)
+    axes.legend(fontsize=9, frameon=False, ncols=2, loc="upper left")
 
 
 def _planning(axes: Axes, plans: Mapping[int, Sequence[EpisodeResult]]) -> None:

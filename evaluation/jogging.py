@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from armworld.evaluation.probing import fit_axes
+from armworld.evaluation.statistics import signed
 from armworld.planners.calibrating import moves_from
 from armworld.planners.objectives import FinalL1, LatentGoal
 from armworld.planners.plans import PlanningError
@@ -179,8 +180,8 @@ def judge(findings: dict[str, Any], adapted: bool = False) -> list[tuple[str, st
     marks = [
         (
             "bad" if deaf else yaw,
-            f"Yaw error {turn['yaw_deg']:+.1f}° ± {turn['spread_deg']:.1f}°: so far the model's axes are turned about "
-            "the vertical (good up to 10°, usable up to 25°).",
+            f"Yaw error {signed(turn['yaw_deg'], 1)}° ± {turn['spread_deg']:.1f}°: so far the model's axes are turned "
+            "about the vertical (good up to 10°, usable up to 25°).",
         ),
         (
             "bad" if deaf else "good" if turn["contrast"] > 0.4 else "weak",

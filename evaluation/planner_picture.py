@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from armworld.evaluation.picture import GOOD, INK, MUTED, tidy
@@ -23,7 +26,9 @@ from armworld.planners.sampling import PlannerConfig, Search
 if TYPE_CHECKING:
     from armworld.worldmodel.model import WorldModel
 
-DIMENSIONS = ("Δx (m)", "Δy (m)", "Δz (m)", "Δroll (rad)", "Δpitch (rad)", "Δyaw (rad)", "Δgripper")
+DIMENSIONS = ("Δx (cm)", "Δy (cm)", "Δz (cm)", "Δroll (°)", "Δpitch (°)", "Δyaw (°)", "Δclosedness")
+SCALES = (*(100.0,) * 3, *(float(np.degrees(1)),) * 3, 1.0)  # from m, rad and closedness
+CHOSEN = "#f43f5e"
 MAX_PANELS = 6
 
 
@@ -83,7 +88,7 @@ def collapse_figure(plan: Plan, energy: EnergySlice | None = None, episode: int 
 
     Args:
         plan: From a planner with `record=True`.
-        energy: Drawn under the samples.
+        energy: Drawn under the samples, in the same colours: what lies off the slice may differ from its ground.
         episode: Which of the batch.
         title: Of the whole picture.
 
@@ -94,36 +99,60 @@ def collapse_figure(plan: Plan, energy: EnergySlice | None = None, episode: int 
     if not iterations or any(i.actions is None for i in iterations):
         raise ValueError("this plan kept no candidates; plan with record=True")
     shown = [iterations[i] for i in _spread(len(iterations), MAX_PANELS)]
-    figure = Figure(figsize=(2.6 * len(shown) + 3.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(shown) + 4.2, 3.9), layout="constrained")
     panels = figure.subplots(1, len(shown) + 1, width_ratios=[1] * len(shown) + [1.3])
+    colours = Normalize(*_range(iterations, energy, episode))
     for number, (axes, iteration) in enumerate(zip(panels[:-1], shown, strict=True)):
-        _samples(axes, iteration, plan, energy, episode)
+        _samples(axes, iteration, plan, energy, episode, colours)
         tidy(axes, f"{iterations.index(iteration) + 1} of {len(iterations)}: {iteration.samples} samples")
         if number:
             axes.set_ylabel("")
+    bar = figure.colorbar(ScalarMappable(colours, "viridis"), ax=panels[-2], shrink=0.85, ticks=MaxNLocator(4))
+    bar.set_label("energy: dark is low", color=MUTED, fontsize=9)
+    bar.ax.tick_params(colors=MUTED, labelsize=8)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     _costs(panels[-1], iterations, plan, episode)
     if title:
         figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left", fontweight="bold")
     return figure
 
 
-def _samples(axes: Axes, iteration: Iteration, plan: Plan, energy: EnergySlice | None, episode: int) -> None:
+def _range(iterations: list[Iteration], energy: EnergySlice | None, episode: int) -> tuple[float, float]:
+    """Lowest and highest finite energy of the samples and of the slice."""
+    costs = [i.cost[episode].numpy().reshape(-1) for i in iterations if i.cost is not None]
+    costs += [] if energy is None else [energy.cost.reshape(-1)]
+    together = np.concatenate(costs)
+    together = together[np.isfinite(together)]
+    return float(together.min()), float(together.max())
+
+
+def _samples(
+    axes: Axes, iteration: Iteration, plan: Plan, energy: EnergySlice | None, episode: int, colours: Normalize
+) -> None:
     across, up = energy.dimensions if energy is not None else (0, 1)
+    wide, high = SCALES[across], SCALES[up]
     if energy is not None:
-        axes.contourf(energy.first, energy.second, energy.cost.T, levels=14, cmap="Greys", alpha=0.75)
+        first, second = wide * energy.first, high * energy.second
+        axes.contourf(first, second, energy.cost.T, levels=24, cmap="viridis", norm=colours)
     assert iteration.actions is not None
     assert iteration.cost is not None
-    first, cost = iteration.actions[episode, :, 0].numpy(), iteration.cost[episode].numpy()
+    action, cost = iteration.actions[episode, :, 0].numpy(), iteration.cost[episode].numpy()
     finite = np.isfinite(cost)
-    axes.scatter(first[finite, across], first[finite, up], c=cost[finite], s=12, cmap="viridis", linewidths=0)
+    axes.scatter(
+        wide * action[finite, across], high * action[finite, up], c=cost[finite], s=16, cmap="viridis", norm=colours,
+        edgecolors="white", linewidths=0.6, clip_on=False, zorder=3, label="a sample's first action, in its own energy",
+    )  # fmt: skip
     chosen = plan.actions[episode, 0].cpu().numpy()
-    axes.plot(chosen[across], chosen[up], marker="+", ms=13, mew=2.2, color="#dc2626")
+    axes.plot(
+        wide * chosen[across], high * chosen[up], "+", ms=14, mew=2.4, color=CHOSEN, zorder=4, label="the plan chosen"
+    )
     axes.set_xlabel(DIMENSIONS[across], color=MUTED, fontsize=9)
     axes.set_ylabel(DIMENSIONS[up], color=MUTED, fontsize=9)
 
 
 def _costs(axes: Axes, iterations: list[Iteration], plan: Plan, episode: int) -> None:
-    tidy(axes, "Energy")
+    tidy(axes, "Energy, iteration by iteration")
     steps = np.arange(1, len(iterations) + 1)
     axes.plot(steps, [i.mean for i in iterations], color=MUTED, marker="o", ms=3, label="mean of samples")
     axes.plot(steps, [i.best_so_far for i in iterations], color=GOOD, marker="o", ms=3, label="best so far")

@@ -16,6 +16,7 @@ from armworld.evaluation.files import commit, plain, versions, write_bytes, writ
 from armworld.evaluation.jogging import Reading
 from armworld.evaluation.picture import GRID, INK, METHODS, MUTED, figure_png, tidy
 from armworld.evaluation.report import Page, provenance
+from armworld.evaluation.statistics import signed
 from armworld.real.cameras import load_image
 
 AXIS_COLOURS = ("#dc2626", "#16a34a", "#2563eb")
@@ -89,7 +90,7 @@ def write_page(out: Path, record: dict[str, Any], live: Live, reference: np.ndar
         page.picture(before, "the same, as the model read the jogs before it was adapted")
     page.heading("Jogs: executed, and as the model reads them from the pictures (cm)")
     rows = [
-        [one["name"], *(f"{100 * value:+.1f}" for key in ("executed_m", "read_m") for value in one[key])]
+        [one["name"], *(signed(100 * value, 1) for key in ("executed_m", "read_m") for value in one[key])]
         for one in record["findings"]["jogs"]
     ]
     page.table(("jog", "x", "y", "z", "read x", "read y", "read z"), rows)
@@ -162,6 +163,6 @@ def _turn(axes: Axes, turn: dict[str, Any]) -> None:
     tidy(axes, "Error of imagination over the turn assumed (°)")
     axes.plot(turn["angles_deg"], turn["curve"], color=METHODS[0], lw=2)
     axes.axvline(0, color=GRID, lw=1.2)
-    axes.axvline(turn["yaw_deg"], color=METHODS[1], lw=1.6, ls=(0, (4, 3)), label=f"best {turn['yaw_deg']:+.1f}°")
+    axes.axvline(turn["yaw_deg"], color=METHODS[1], lw=1.6, ls=(0, (4, 3)), label=f"best {signed(turn['yaw_deg'], 1)}°")
     axes.set_xlabel("turn about the vertical (°)", color=MUTED, fontsize=9)
     axes.legend(fontsize=9, frameon=False)

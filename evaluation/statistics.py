@@ -72,3 +72,8 @@ def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
     mean = float(array.mean())
     half = float(stats.t.ppf(0.5 + confidence / 2, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
     return mean, mean - half, mean + half
+
+
+def signed(value: float, digits: int = 0) -> str:
+    """A number with its sign, for people: what rounds to zero is +0, never -0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"

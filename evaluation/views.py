@@ -89,7 +89,7 @@ def parse_axis(name: str, text: str) -> list[float]:
         raise ValueError(f"{name} {text!r}: expected values A,B,C, a range LOW:HIGH:COUNT or one number") from error
     if not np.isfinite(values).all():
         raise ValueError(f"{name} {text!r}: the values must be finite")
-    return list(dict.fromkeys(round(value, 6) for value in values))
+    return list(dict.fromkeys(round(value, 6) + 0.0 for value in values))  # no -0.0
 
 
 def make_views(config: Views, rig: Placement, seed: int = 0) -> list[View]:

@@ -113,7 +113,11 @@ def test_a_perfect_model_passes() -> None:
     assert findings["stills"]["probe"]["position_m"] < 0.002 and findings["stills"]["probe"]["closedness"] < 0.01
     assert findings["stills"]["object_error_m"] < 0.002 < 0.05 < findings["stills"]["object_guessing_m"]
     assert {mark for mark, _ in judge(findings)} == {"good"}
-    assert len(doctor_figure(findings).axes) == 9  # eight panels, one of them with a second axis
+    panels = doctor_figure(findings).axes
+    assert len(panels) == 9  # eight panels, one of them with a second axis
+    (state,) = (panel for panel in panels if panel.get_title(loc="left").startswith("State: yaw within 0°"))
+    told = [text.get_text() for text in state.get_legend().texts]  # pyright: ignore[reportOptionalMemberAccess]
+    assert told == ["yaw (°)", "closedness (% of a stroke)"] and state.get_xlabel() == "true (° or %)"
 
 
 class PositionReadout(torch.nn.Module):

@@ -20,10 +20,13 @@ from armworld.evaluation.horizon import (
     most_steps,
     verdict,
 )
+from armworld.evaluation.horizon_picture import horizon_figure
 from armworld.evaluation.probing import fit_probe
 from armworld.evaluation.samples import Travel
 from armworld.pose import apply_action
 from armworld.worldmodel.model import Rollout
+
+IMAGINED = ("imagined", "imagined step by step")
 
 
 class Drifting:
@@ -122,3 +125,30 @@ def test_the_probe_is_fitted_to_other_episodes_than_are_imagined(monkeypatch: py
     assert ahead["probe_error_m"].mean() > 0.7 * spread
     ((features, groups),) = asked
     np.testing.assert_array_equal(features[:, 0, 0], groups)
+
+
+def test_lines_that_lie_on_one_another_show_all_the_same() -> None:
+    keys = ("l1", "stepwise_l1", "copy_l1", "stranger_l1", "position_error_m", "stepwise_position_error_m")
+    ahead = {key: [0.1, 0.1, 0.1] for key in (*keys, "moved_m", "probe_error_m")}
+    for panel in horizon_figure(ahead, 0.25, {}).axes:
+        whole, broken = (next(line for line in panel.lines if line.get_label() == name) for name in IMAGINED)
+        assert whole.get_linestyle() == "-" and broken.get_linestyle() == "--"
+        assert whole.get_linewidth() > 2 * broken.get_linewidth() and whole.get_zorder() == broken.get_zorder()
+        assert panel.lines.index(whole) < panel.lines.index(broken)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seconds": float("nan")}, "seconds must be above 0, got nan"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"rollouts": 3}, "rollouts must be at least 4, got 3"),
+        ({"level": "wild"}, "unknown level 'wild'"),
+        ({"task": "CartPole-v1"}, "not of armworld's interface"),
+        ({"plans": "2,4", "execute": 4}, "execute_steps 4 exceeds the planner's horizon 2"),
+    ],
+)
+def test_bad_settings_are_named_beforehand(changes: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        HorizonSweep(**changes)
+    assert HorizonSweep(plans="4", execute=4).planned == [4]

@@ -40,6 +40,7 @@ from armworld.evaluation.files import write_json  # noqa: E402
 from armworld.evaluation.joining import ReportConfig, report  # noqa: E402
 from armworld.evaluation.looking import HELD_OUT, Look  # noqa: E402
 from armworld.evaluation.picture import figure_png  # noqa: E402
+from armworld.evaluation.statistics import signed  # noqa: E402
 from armworld.evaluation.views import NEUTRAL, Views, label, make_views, parse_axis, varying_axes  # noqa: E402
 from armworld.planners.turning import fit_turn  # noqa: E402
 from armworld.worldmodel.adapt import AdaptConfig  # noqa: E402
@@ -84,6 +85,20 @@ def test_axes_are_lists_ranges_or_one_value() -> None:
     for text in ("", "a", "1:2", "1:2:0", "nan"):
         with pytest.raises(ValueError, match="azimuth"):
             parse_axis("azimuth", text)
+
+
+def test_no_number_of_a_sweep_is_minus_zero() -> None:
+    assert [signed(value, 1) for value in (-0.04, 0.0, -0.06)] == ["+0.0", "+0.0", "-0.1"]
+    assert [f"{value:g}" for value in parse_axis("azimuth", "-0,3")] == ["0", "3"]
+    rows = [row(azimuth, 5, -0.3) for azimuth in (-30, 0, 30)]
+    for line in rows:
+        line["offsets"] = line["offsets"] | {"distance": 1.2}
+    figures = [sky_figure(rows), heat_figure(rows, "azimuth", "distance")]
+    texts = [text.get_text() for figure in figures for axes in figure.axes for text in axes.texts]
+    assert "+0" in texts and "-0" not in texts
+    panel = figures[1].axes[0]
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["-30", "0", "+30"]
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["1.2"]  # a factor has no sign
 
 
 def test_a_grid_holds_every_combination_and_the_rig() -> None:

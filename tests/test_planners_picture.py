@@ -45,7 +45,14 @@ def test_figure(name: str) -> None:
     plan = plan_with(name)
     energy = energy_slice(PointWorld(), FinalL1(), Z, STATE, GOAL, plan, SPACE, points=5)
     figure = collapse_figure(plan, energy, title="a point world")
-    assert 2 <= len(figure.axes) <= 7
+    assert 3 <= len(figure.axes) <= 8
+    samples, *_, bar = figure.axes
+    assert (samples.get_xlabel(), samples.get_ylabel()) == ("Δx (cm)", "Δy (cm)")
+    assert bar.get_ylabel() == "energy: dark is low"
+    assert [text.get_text() for text in figure.legends[0].texts][-1] == "the plan chosen"
+    points, ground = samples.collections[-1], samples.collections[0]
+    assert points.norm.vmin == ground.norm.vmin and points.get_cmap() == ground.get_cmap()  # one meaning of a colour
+    assert np.abs(points.get_offsets()).max() == pytest.approx(10, abs=4)  # centimetres
     assert figure_png(figure, dpi=40).startswith(b"\x89PNG")
 
 
