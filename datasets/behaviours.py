@@ -29,7 +29,7 @@ from armworld.datasets.motions import (
     bounded,
     log_uniform,
 )
-from armworld.types import Agent, check_name
+from armworld.types import Agent, check_name, check_numbers
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Mix:
 
     def __post_init__(self) -> None:
         shares = self.shares()
-        if self.is_given() and (min(shares.values()) < 0 or sum(shares.values()) <= 0):
-            raise ValueError(f"behaviour shares must be >= 0 and not all 0, got {shares}")
+        check_numbers(self, *shares, least=0)
+        if self.is_given() and not any(shares.values()):
+            raise ValueError(f"of the behaviours' shares one must be above 0, got {shares}")
 
     def is_given(self) -> bool:
         """Whether any share is stated."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from armworld.datasets.droid import find_episodes
-from armworld.datasets.files import write_json, write_text
+from armworld.datasets.episode import EpisodeError
+from armworld.datasets.files import clear_partial, exclusive, write_json, write_text
 from armworld.datasets.trajectory import read_metadata
 from armworld.evaluation.files import commit, plain, read_json
 
@@ -21,6 +23,30 @@ CARD_VERSION = 1
 CARD_KEYS = ("config", "commit", "licence", "seeds", "rates", "counts")
 
 
+@contextmanager
+def dataset_folder(root: Path, config: Mapping[str, Any], licence: str = LICENCE) -> Iterator[None]:
+    """Hold `root` for the one writer of a dataset; nothing is touched where something else is there.
+
+    An error before the first episode leaves no card behind.
+
+    Args:
+        root, config, licence: As in `start_card`.
+
+    Raises:
+        ValueError: As `start_card`, or another process writes there now.
+    """
+    check_folder(root, config)  # before the lock, which is a file too
+    with exclusive(root):
+        clear_partial(root)
+        start_card(root, config, licence)
+        try:
+            yield
+        except BaseException:
+            if not _has_episodes(root):
+                (root / "card.json").unlink(missing_ok=True)
+            raise
+
+
 def start_card(root: Path, config: Mapping[str, Any], licence: str = LICENCE) -> None:
     """Write a card without counts, or check that the one there belongs to the same configuration.
 
@@ -30,18 +56,60 @@ def start_card(root: Path, config: Mapping[str, Any], licence: str = LICENCE) ->
         licence: Of the data: our own, or that of what is imported.
 
     Raises:
-        ValueError: The folder holds a collection made with another configuration.
+        ValueError: As `check_folder`.
     """
-    path, config = root / "card.json", plain(config)
-    if path.exists():
-        before = read_json(path)["config"]
-        names = set(before) | set(config)
-        different = sorted(k for k in names if _stated(before.get(k)) != _stated(config.get(k)))
-        if different:
-            changes = "; ".join(f"{key}: {before.get(key)!r} there, {config.get(key)!r} asked for" for key in different)
-            raise ValueError(f"{root} holds a collection with another configuration ({changes}); choose another folder")
+    check_folder(root, config)
+    if not _has_episodes(root) or not (root / "card.json").exists():
+        about = {"version": CARD_VERSION, "licence": licence, "commit": commit(), "config": plain(config)}
+        write_json(root / "card.json", about)
+
+
+def check_folder(root: Path, config: Mapping[str, Any]) -> None:
+    """Whether a dataset of this configuration may be begun or gone on with in `root`; nothing is written.
+
+    A card without any episode binds nobody: its dataset never began.
+
+    Raises:
+        ValueError: `root` is a file, holds something that is no dataset or a dataset made with another configuration,
+            or its path cannot be written into `index.csv`.
+    """
+    index_text([root])
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"{root} is a file; a dataset needs a folder of its own")
+    there = sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
+    if "card.json" not in there:
+        if there:
+            some = ", ".join(there[:3])
+            raise ValueError(f"{root} holds something that is no dataset of ours ({some}); choose another folder")
         return
-    write_json(path, {"version": CARD_VERSION, "licence": licence, "commit": commit(), "config": config})
+    if not _has_episodes(root):
+        return
+    before, config = read_card(root)["config"], plain(config)
+    names = set(before) | set(config)
+    different = sorted(k for k in names if _stated(before.get(k)) != _stated(config.get(k)))
+    if different:
+        changes = "; ".join(f"{key}: {before.get(key)!r} there, {config.get(key)!r} asked for" for key in different[:4])
+        changes += f"; and {len(different) - 4} more" if len(different) > 4 else ""
+        raise ValueError(f"{root} holds a collection with another configuration ({changes}); choose another folder")
+
+
+def read_card(root: Path) -> dict[str, Any]:
+    """A dataset's card.
+
+    Raises:
+        ValueError: It is missing, broken or states no configuration.
+    """
+    card = read_json(root / "card.json")
+    if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
+        raise ValueError(f"{root / 'card.json'} is no dataset's card: an object with the key config is expected")
+    return card
+
+
+def _has_episodes(root: Path) -> bool:
+    try:
+        return bool(find_episodes(root))
+    except EpisodeError:
+        return False
 
 
 def _stated(value: Any) -> Any:
@@ -51,7 +119,7 @@ def _stated(value: Any) -> Any:
 
 def finish_card(root: Path) -> dict[str, Any]:
     """Count the episodes, then write the card, its README and the index; answers the card."""
-    card = read_json(root / "card.json")
+    card = read_card(root)
     folders = find_episodes(root)
     metadata = [read_metadata(folder) for folder in folders]
     rows = sum(item["trajectory_length"] for item in metadata)

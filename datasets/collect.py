@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from armworld.datasets.behaviours import Mix, make_behaviour
-from armworld.datasets.card import finish_card, start_card
-from armworld.datasets.droid import find_episode, write_episode
-from armworld.datasets.files import clear_partial, exclusive
+from armworld.datasets.card import dataset_folder, finish_card
+from armworld.datasets.droid import assign_roles, find_episode, write_episode
+from armworld.datasets.files import clear_partial
 from armworld.datasets.packing import TRAINING_SEEDS
 from armworld.datasets.record import record
+from armworld.datasets.video import check_image_size
 from armworld.jobs import run_with_progress
 from armworld.sim_assets.labs import TEST_LABS
-from armworld.types import check_name
+from armworld.types import check_name, check_numbers
 
 REPORTED_SEEDS = 2_000_000  # seeds from here on are for reported results
 STREAM = 0x434F4C  # keeps the behaviour's draws apart from the environment's, which has the same seed; 0 would not
@@ -70,9 +72,9 @@ class CollectConfig:
     ray: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "workers", "steps", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_numbers(self, "episodes", "workers", "steps", least=1)
+        check_numbers(self, "step_seconds", above=0, most=10)
+        check_image_size(self.image_size)
         last = self.seed + self.episodes - 1
         if self.for_tests:
             if not TRAINING_SEEDS <= self.seed <= last < REPORTED_SEEDS:
@@ -90,11 +92,11 @@ class CollectConfig:
                 f"{', '.join(sorted(kept))} is for tests of what was learned elsewhere: no training data; "
                 "--for-tests makes episodes to test on"
             )
-        if self.image_size % 2:
-            raise ValueError(f"image_size must be even for video, got {self.image_size}")
         for name in ("objects", "labs", "cameras"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must name at least one")
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must name at least one, and none twice, got {list(values)}")
+        assign_roles(self.cameras)
 
     @property
     def env_id(self) -> str:
@@ -117,14 +119,14 @@ def collect(config: CollectConfig) -> dict[str, Any]:
         ValueError: Bad settings, a folder of another configuration, or one that another process writes to.
         DiskFull: No space left; finished episodes are kept.
     """
-    check_environment(config.env_id)  # here, before a folder is begun and processes are started
     out = Path(config.out)
     config = replace(config, behaviours=config.behaviours.for_task(config.task))
-    with exclusive(out):
-        clear_partial(out)
-        start_card(out, {key: value for key, value in asdict(config).items() if key not in FREE})
-        seeds = range(config.seed, config.seed + config.episodes)
-        missing = [seed for seed in seeds if not _is_done(config, seed)]
+    check_environment(config.env_id, config.objects, config.labs)
+    seeds = range(config.seed, config.seed + config.episodes)
+    missing = [seed for seed in seeds if not _is_done(config, seed)]
+    if missing:  # whatever it refuses it refuses here, before a folder is begun and processes are started
+        _environment(config, config.labs[0], config.objects[0])
+    with dataset_folder(out, {key: value for key, value in asdict(config).items() if key not in FREE}):
         try:
             job = functools.partial(collect_episode, config)
             run_with_progress(job, missing, config.workers, "collect", len(seeds), config.ray)
@@ -148,17 +150,7 @@ def collect_episode(config: CollectConfig, seed: int) -> str:
         "object": str(rng.choice(config.objects)),
         "behaviour": config.behaviours.draw(rng),
     }
-    env = make_environment(
-        config.env_id,
-        object=choice["object"],
-        lab=choice["lab"],
-        level=config.level,
-        cameras=config.cameras,
-        image_size=config.image_size,
-        robot=config.robot,
-        step_seconds=config.step_seconds,
-        max_steps=config.steps,
-    )
+    env = _environment(config, choice["lab"], choice["object"])
     details = choice | {"level": config.level, "robot": config.robot, "env": config.env_id}
     episode = record(
         env,
@@ -174,27 +166,50 @@ def collect_episode(config: CollectConfig, seed: int) -> str:
     return str(write_episode(Path(config.out), episode))
 
 
+def _environment(config: CollectConfig, lab: str, thing: str) -> Any:
+    """The environment of an episode in that lab with that object."""
+    return make_environment(
+        config.env_id,
+        object=thing,
+        lab=lab,
+        level=config.level,
+        cameras=config.cameras,
+        image_size=config.image_size,
+        robot=config.robot,
+        step_seconds=config.step_seconds,
+        max_steps=config.steps,
+    )
+
+
 _ENVIRONMENTS: dict[str, Any] = {}  # this process's, by what they were made with
 
 
-def check_environment(env_id: str) -> None:
-    """ValueError for an id of ours that is not registered; the registered ones are listed."""
+def check_environment(env_id: str, objects: Iterable[str] = (), labs: Iterable[str] = ()) -> None:
+    """ValueError for an id of ours, or an object or a lab for it, that does not exist; those that do are listed."""
     import armworld.envs
+    from armworld.sim_assets.catalog import LABS, OBJECTS
 
     if env_id.startswith("armworld/"):
         check_name("environment", env_id, armworld.envs.IDS)
+        for kind, names, options in (("object", objects, OBJECTS), ("lab", labs, LABS)):
+            for name in names:
+                check_name(kind, name, options)
 
 
 def make_environment(env_id: str, **settings: Any) -> Any:
     """This process's environment of that id and settings; compiling a scene and a renderer takes long.
 
     Raises:
-        ValueError: Unknown id (the registered ones are listed) or a setting that the environment refuses.
+        ValueError: Unknown id (the registered ones are listed), a setting that the environment refuses, or an
+            environment that does not take our settings.
     """
     import gymnasium
 
     check_environment(env_id)
     key = f"{env_id} {sorted(settings.items())}"
     if key not in _ENVIRONMENTS:
-        _ENVIRONMENTS[key] = gymnasium.make(env_id, disable_env_checker=True, **settings)
+        try:
+            _ENVIRONMENTS[key] = gymnasium.make(env_id, disable_env_checker=True, **settings)
+        except (gymnasium.error.Error, TypeError) as error:
+            raise ValueError(f"environment {env_id!r} cannot be made with our settings: {error}") from error
     return _ENVIRONMENTS[key]

@@ -14,7 +14,9 @@ from armworld.datasets.lerobot import export_lerobot
 from armworld.datasets.lerobot_import import import_lerobot
 from armworld.datasets.real_droid import SOURCE_LICENCE, import_droid, summary
 from armworld.datasets.validate import validate
+from armworld.datasets.video import check_image_size
 from armworld.evaluation.files import read_json
+from armworld.types import check_numbers
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class InspectConfig:
     directory: tyro.conf.Positional[Path]
     out: Path | None = None
     samples: int = 8
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "samples", least=0)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class ImportConfig:
             stray = [name for name in ("poses", "pose_state") if getattr(self, name)]
         if stray:
             raise ValueError(f"{', '.join(stray)} cannot be set for the format {self.format}")
+        check_numbers(self, "step_seconds", above=0, most=10)
+        check_image_size(self.image_size)
 
 
 def run_validate(config: ValidateConfig) -> int:
@@ -125,6 +132,8 @@ def run_import(config: ImportConfig) -> int:
     """Import and print what was taken and what was refused."""
     if config.format == "lerobot":
         poses = read_json(config.poses) if config.poses else None
+        if not isinstance(poses, dict | None):
+            raise ValueError(f"{config.poses} must hold an object, camera name -> 6 numbers, got {poses!r}")
         print(import_lerobot(config.directory, config.out, poses, config.licence, config.pose_state))
         return 0
     refused = import_droid(

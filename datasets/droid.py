@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def find_episodes(root: Path) -> list[Path]:
         EpisodeError: There is no such folder, or no episode in it.
     """
     if not root.is_dir():
-        raise EpisodeError(f"{root}: no such folder")
+        raise EpisodeError(f"{root}: {'a file, not a dataset folder' if root.exists() else 'no such folder'}")
     found = [f for f in root.glob("*/*/*/*") if f.is_dir() and f.parts[-3] in ("success", "failure")]
     found = [f for f in found if not any(part.startswith(".") for part in f.relative_to(root).parts)]
     if not found:
@@ -91,13 +91,17 @@ def find_episodes(root: Path) -> list[Path]:
     return sorted(found, key=lambda f: (f.parts[-2:], f.parts[-4]))
 
 
-def assign_roles(extrinsics: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Camera name -> DROID role. `wrist` is the wrist's; of the others at most two, in the order given."""
-    outside = [name for name in extrinsics if name != "wrist"]
+def assign_roles(cameras: Collection[str]) -> dict[str, str]:
+    """Camera name -> DROID role. `wrist` is the wrist's; of the others at most two, in the order given.
+
+    Raises:
+        EpisodeError: There is no other camera, or more than two.
+    """
+    outside = [name for name in cameras if name != "wrist"]
     if not 1 <= len(outside) <= 2:
         raise EpisodeError(f"DROID has one or two exterior cameras beside the wrist's, got {outside or 'none'}")
     roles = dict(zip(outside, ROLES[1:], strict=False))
-    return roles | ({"wrist": "wrist"} if "wrist" in extrinsics else {})
+    return roles | ({"wrist": "wrist"} if "wrist" in cameras else {})
 
 
 def write_episode(root: Path, episode: Episode, crf: int = CRF) -> Path:

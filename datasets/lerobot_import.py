@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from armworld.datasets.card import LICENCE, finish_card, start_card
-from armworld.datasets.droid import find_episode, write_episode
+from armworld.datasets.card import LICENCE, dataset_folder, finish_card
+from armworld.datasets.droid import assign_roles, find_episode, write_episode
 from armworld.datasets.episode import Episode, EpisodeError
-from armworld.datasets.files import clear_partial, exclusive
 from armworld.datasets.lerobot import ACTION_NAMES, SIDECAR, STATE_NAMES, VERSION
 from armworld.datasets.real_droid import SOURCE_LICENCE, checked_closedness
 from armworld.datasets.trajectory import actions_of, read_episode, read_metadata
@@ -56,13 +55,18 @@ def import_lerobot(
     card = read_json(source / SIDECAR / "card.json") if (source / SIDECAR / "card.json").exists() else {}
     config = card.get("config", {"task": "import", "source": source.name})
     stated = str(card.get("licence", LICENCE if own else SOURCE_LICENCE))
-    with exclusive(out):
-        clear_partial(out)
-        start_card(out, config, licence or stated)
-        for row in _table_rows(source, "meta/episodes"):
+    rows = _table_rows(source, "meta/episodes")
+    if not own:
+        _check_foreign(source, info, extrinsics or {}, pose_state)
+    elif extrinsics or pose_state:
+        raise ValueError(
+            f"{source} is an export of ours, which brings its poses and states: poses and pose_state are for others'"
+        )
+    with dataset_folder(out, config, licence or stated):
+        for row in rows:
             lab, seed = _identity(source, info, row)
             if find_episode(out, lab, seed) is None:
-                read = _own(source, info, row) if own else _foreign(source, info, row, extrinsics or {}, pose_state)
+                read = _own(source, info, row) if own else _foreign(source, info, row, extrinsics or {})
                 write_episode(out, read)
         finish_card(out)
     return out
@@ -124,13 +128,10 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array(table[name].to_pylist()) for name in names}
 
 
-def _foreign(
-    source: Path,
-    info: Mapping[str, Any],
-    row: Mapping[str, Any],
-    extrinsics: Mapping[str, Sequence[float]],
-    pose_state: bool,
-) -> Episode:
+def _check_foreign(
+    source: Path, info: Mapping[str, Any], extrinsics: Mapping[str, Sequence[float]], pose_state: bool
+) -> None:
+    """ValueError unless the states are in our convention and every camera has a pose."""
     feature = info["features"].get("observation.state", {})
     if feature.get("shape") != [7] or not (pose_state or feature.get("names") == STATE_NAMES):
         raise ValueError(
@@ -139,12 +140,24 @@ def _foreign(
             "if its seven numbers are those under other names, say so with --pose-state"
         )
     cameras = _cameras(info)
-    absent = [name for name in cameras if len(extrinsics.get(name, ())) != 6]
+    assign_roles(cameras)
+    absent = [name for name in cameras if not _is_pose(dict(extrinsics).get(name))]
     if absent:
         raise ValueError(
             f"{source}: camera poses are needed for {', '.join(absent)}: 6 numbers each, x, y, z (m) and "
             "extrinsic-xyz Euler angles (rad) in the base frame (--poses FILE)"
         )
+
+
+def _is_pose(value: Any) -> bool:
+    numbers = list(value) if isinstance(value, Sequence) else []
+    return len(numbers) == 6 and all(isinstance(number, int | float) for number in numbers)
+
+
+def _foreign(
+    source: Path, info: Mapping[str, Any], row: Mapping[str, Any], extrinsics: Mapping[str, Sequence[float]]
+) -> Episode:
+    cameras = _cameras(info)
     place = {part: row[f"data/{part}"] for part in ("chunk_index", "file_index")}
     columns = _columns(source / info["data_path"].format(**place))
     mine = np.flatnonzero(columns["episode_index"] == row["episode_index"])

@@ -7,18 +7,18 @@ under `original/` in `trajectory.h5`, the metadata under `simulation.original`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from armworld.datasets.card import finish_card, start_card
+from armworld.datasets.card import dataset_folder, finish_card
 from armworld.datasets.clips import resize_frames
 from armworld.datasets.droid import find_episode, find_episodes, write_episode
 from armworld.datasets.episode import Episode, EpisodeError
 from armworld.datasets.features import stride_for
-from armworld.datasets.files import clear_partial, exclusive
 from armworld.datasets.trajectory import (
     CLOSEDNESS,
     Trajectory,
@@ -58,22 +58,29 @@ def import_droid(
         ValueError: `out` holds other settings, or episodes of a source that has changed since; no episode is readable.
         DiskFull: No space left; finished episodes are kept.
     """
-    refused = []
-    with exclusive(Path(out)):
-        clear_partial(Path(out))
-        settings = {"task": "import", "step_seconds": step_seconds, "image_size": image_size, "camera": camera}
-        start_card(Path(out), settings, licence)
-        folders = find_episodes(Path(source))
+    source, out, refused = Path(source), Path(out), []
+    folders = find_episodes(source)
+    _check_step(folders, step_seconds)
+    settings = {"task": "import", "step_seconds": step_seconds, "image_size": image_size, "camera": camera}
+    with dataset_folder(out, settings, licence):
         for number, folder in enumerate(folders):
             try:
-                if not _is_done(Path(out), folder, number):
-                    write_episode(Path(out), _read(folder, number, step_seconds, image_size, camera))
+                if not _is_done(out, folder, number):
+                    write_episode(out, _read(folder, number, step_seconds, image_size, camera))
             except EpisodeError as error:
                 refused.append(str(error))
         if len(refused) == len(folders):
             raise EpisodeError(f"none of the {len(folders)} episodes below {source} can be read: {refused[0]}")
-        finish_card(Path(out))
+        finish_card(out)
     return refused
+
+
+def _check_step(folders: Sequence[Path], step_seconds: float | None) -> None:
+    """ValueError where the step does not fit the rows of the first readable episode."""
+    for folder in folders if step_seconds is not None else ():
+        with contextlib.suppress(EpisodeError):  # left out later, with the reason
+            stride_for(read_trajectory(folder).step_seconds, step_seconds)
+            return
 
 
 def _is_done(out: Path, folder: Path, number: int) -> bool:
@@ -97,8 +104,8 @@ def _read(folder: Path, number: int, step_seconds: float | None, image_size: int
         raise EpisodeError(f"{folder}: no video of {camera or 'any camera'}; there is {', '.join(recorded) or 'none'}")
     frames = {name: _frames(path, trajectory) for name, path in videos.items()}
     rows = min(len(trajectory), *(len(images) for images in frames.values()))
-    seconds = step_seconds or trajectory.step_seconds
-    stride = stride_for(trajectory.step_seconds, seconds)
+    own = trajectory.step_seconds
+    stride = stride_for(own, own if step_seconds is None else step_seconds)
     kept = np.arange(0, rows, stride)
     joints, velocities = read_joints(folder)
     states = trajectory.states[kept]

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from armworld.datasets.card import finish_card, start_card
+from armworld.datasets.card import dataset_folder, finish_card, read_card
 from armworld.datasets.collect import make_environment
-from armworld.datasets.droid import find_episode, find_episodes, write_episode
+from armworld.datasets.droid import assign_roles, find_episode, find_episodes, write_episode
 from armworld.datasets.episode import Episode, EpisodeError
-from armworld.datasets.files import clear_partial, exclusive
+from armworld.datasets.files import clear_partial
 from armworld.datasets.trajectory import read_episode, read_trajectory
-from armworld.datasets.varying import Variation, draw_view
-from armworld.evaluation.files import read_json
+from armworld.datasets.varying import Variation, check_rigs, draw_view
+from armworld.datasets.video import check_image_size
 from armworld.jobs import run_with_progress
+from armworld.types import check_numbers
 
 if TYPE_CHECKING:
     from armworld.envs.simulator import SavedState, Simulator
@@ -37,7 +38,7 @@ class RerenderConfig(Variation):
     Attributes:
         source: Folder of a dataset that `armworld collect` made.
         out: Folder of the new dataset; a rerun adds what is missing.
-        image_size: Height and width of the new frames, pixels.
+        image_size: Height and width of the new frames, pixels; by default those of the source's first episode.
         cameras: Cameras to render.
         workers: Processes.
         ray: Address of a Ray cluster, or `local` for one started here; none uses this machine's processes.
@@ -45,10 +46,20 @@ class RerenderConfig(Variation):
 
     source: Path
     out: Path
-    image_size: int = 256
+    image_size: int | None = None
     cameras: tuple[str, ...] = ("left",)
     workers: int = 2
     ray: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, "workers", least=1)
+        check_image_size(self.image_size)
+        if len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(f"cameras must name none twice, got {list(self.cameras)}")
+        assign_roles(self.cameras)
+        if self.source.resolve() == self.out.resolve():
+            raise ValueError(f"rerender needs another folder than its source, got {self.out} twice")
 
 
 def rerender(config: RerenderConfig) -> dict[str, Any]:
@@ -58,17 +69,17 @@ def rerender(config: RerenderConfig) -> dict[str, Any]:
 
     Raises:
         EpisodeError: An episode without simulator states, or one that this code no longer reproduces.
-        ValueError: `out` holds something else, or is the source.
+        ValueError: Bad settings, or `out` holds something else.
     """
-    source, out = Path(config.source), Path(config.out)
-    if source.resolve() == out.resolve():
-        raise ValueError(f"rerender needs another folder than its source, got {out} twice")
+    source, out = config.source, config.out
     folders = find_episodes(source)
-    with exclusive(out):
-        clear_partial(out)
-        made_with = read_json(source / "card.json")["config"] if (source / "card.json").exists() else {}
-        frames = {"image_size": config.image_size, "cameras": config.cameras}
-        start_card(out, made_with | frames | config.settings())
+    episode, env = _open(config, folders[0])  # whatever is refused is refused here, before a folder is begun
+    check_rigs(config, env.randomizer.rigs)
+    if config.image_size is None:
+        config = replace(config, image_size=next(iter(episode.frames.values())).shape[1])
+    made_with = read_card(source)["config"] if (source / "card.json").exists() else {}
+    frames = {"image_size": config.image_size, "cameras": config.cameras}
+    with dataset_folder(out, made_with | frames | config.settings()):
         missing = [folder for folder in folders if not _done(out, folder)]
         job = functools.partial(rerender_episode, config)
         run_with_progress(job, missing, config.workers, "rerender", len(folders), config.ray)
@@ -84,11 +95,7 @@ def _done(out: Path, folder: Path) -> bool:
 
 def rerender_episode(config: RerenderConfig, folder: Path) -> str:
     """Render one episode's rows again and write it; answers its new folder."""
-    episode = read_episode(folder)
-    needed = {"physics", "command_state", "command_q"}
-    if not needed <= set(episode.simulation) or episode.seed is None:
-        raise EpisodeError(f"{folder}: no simulator states (simulation/physics ...): it cannot be rendered again")
-    env = _environment(config, episode).unwrapped
+    episode, env = _open(config, folder)
     recorded = _recorded_view(env, episode, folder)
     env.randomizer.apply(recorded)
     _check_look(env.simulator, episode, folder)
@@ -102,20 +109,24 @@ def rerender_episode(config: RerenderConfig, folder: Path) -> str:
     return str(write_episode(Path(config.out), again))
 
 
-def _environment(config: RerenderConfig, episode: Episode) -> Any:
-    """The recorded scene, able to draw frames of the new size and of the recorded one."""
-    details = episode.details
-    return make_environment(
+def _open(config: RerenderConfig, folder: Path) -> tuple[Episode, Any]:
+    """A recorded episode and its scene, able to draw frames of the new size and of the recorded one."""
+    episode = read_episode(folder)
+    details, needed = episode.details, {"physics", "command_state", "command_q"}
+    if not needed <= set(episode.simulation) or episode.seed is None or "env" not in details:
+        raise EpisodeError(f"{folder}: no simulator states (simulation/physics ...): it cannot be rendered again")
+    env = make_environment(
         details["env"],
         object=details["object"],
         lab=details["lab"],
         level=details["level"],
         robot=details["robot"],
         cameras=config.cameras,
-        image_size=max(config.image_size, *(max(frames.shape[1:3]) for frames in episode.frames.values())),
+        image_size=max(config.image_size or 0, *(max(frames.shape[1:3]) for frames in episode.frames.values())),
         step_seconds=episode.step_seconds,
         max_steps=len(episode),
     )
+    return episode, env.unwrapped
 
 
 def _recorded_view(env: Any, episode: Episode, folder: Path) -> dict[str, Any]:
@@ -156,6 +167,7 @@ def _render(
     config: RerenderConfig, simulator: Simulator, episode: Episode, folder: Path
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Frames uint8 [T, size, size, 3] and extrinsics [T, 6] of every camera, as the scene looks now."""
+    assert config.image_size is not None, "rerender has taken the source's by now"
     frames: dict[str, list[np.ndarray]] = {name: [] for name in config.cameras}
     poses: dict[str, list[np.ndarray]] = {name: [] for name in config.cameras}
     for row in range(len(episode)):

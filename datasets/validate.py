@@ -7,11 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from armworld.datasets.card import CARD_KEYS, finish_card
+from armworld.datasets.card import CARD_KEYS, finish_card, read_card
 from armworld.datasets.checks import WIDEST_GRIPPER, Findings, Problem, check_episode
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.files import TEMPORARY, clear_partial, exclusive, write_text
-from armworld.evaluation.files import read_json
 
 QUARANTINE = ".quarantine"
 
@@ -72,9 +71,9 @@ def _check_root(root: Path, episodes: int, strict: bool) -> list[Problem]:
     if not strict:
         return problems
     if not (root / "card.json").exists():
-        return [*problems, Problem(root / "card.json", "card", "missing; run the collection again to write it")]
+        return [*problems, Problem(root / "card.json", "card", "missing: nothing says how the episodes were made")]
     try:
-        card = read_json(root / "card.json")
+        card = read_card(root)
     except ValueError as error:
         return [*problems, Problem(root / "card.json", "card", str(error).removeprefix(f"{root / 'card.json'} "))]
     absent = [key for key in CARD_KEYS if key not in card]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from armworld.evaluation.files import plain
+from armworld.types import check_numbers
 
 if TYPE_CHECKING:
+    from armworld.envs.cameras import Placement
     from armworld.envs.randomization import Randomizer
 
 STREAM = 3  # of the episode's seed: apart from the environment's and the behaviour's draws
@@ -22,12 +25,12 @@ class Variation:
     """How far each episode's view is drawn around the recorded lab's rig; all zeros keep the recorded view.
 
     Attributes:
-        vary_azimuth: Plus or minus, degrees about the point looked at, uniform. As all of these, for the exterior
-            cameras, once per episode.
-        vary_elevation: Plus or minus, degrees.
-        vary_distance: Plus or minus, as a fraction of the distance.
-        vary_fov: Plus or minus, degrees.
-        vary_look_at: Plus or minus, m per axis, of the point looked at.
+        vary_azimuth: Plus or minus, degrees (at most 180) about the point looked at, uniform. As all of these, for the
+            exterior cameras, once per episode.
+        vary_elevation: Plus or minus, degrees; the camera stays within 89 of the horizontal.
+        vary_distance: Plus or minus, as a fraction of the distance, at most 0.95.
+        vary_fov: Plus or minus, degrees; less than the field of view itself.
+        vary_look_at: Plus or minus, m per axis (at most 1), of the point looked at.
         looks: Light, surfaces and colours drawn as at this variation level.
         view_seed: With the episode's seed it draws all of the above.
     """
@@ -41,13 +44,11 @@ class Variation:
     view_seed: int = 0
 
     def __post_init__(self) -> None:
-        ranges = {name: getattr(self, name) for name in RANGES}
-        bad = {name: value for name, value in ranges.items() if not 0 <= value < 360}
-        if bad or self.vary_distance >= 1 or self.view_seed < 0:
-            raise ValueError(
-                "views vary by ranges >= 0 (vary_distance below 1) under a view_seed >= 0, got "
-                f"{bad or {'vary_distance': self.vary_distance, 'view_seed': self.view_seed}}"
-            )
+        check_numbers(self, "vary_azimuth", least=0, most=180)
+        check_numbers(self, "vary_elevation", "vary_fov", least=0, most=90)
+        check_numbers(self, "vary_distance", least=0, most=0.95)
+        check_numbers(self, "vary_look_at", least=0, most=1)
+        check_numbers(self, "view_seed", least=0)
 
     @property
     def varies(self) -> bool:
@@ -57,6 +58,20 @@ class Variation:
     def settings(self) -> dict[str, Any]:
         """What decides the drawn views, JSON-able; empty where nothing varies."""
         return {field.name: asdict(self)[field.name] for field in fields(Variation)} if self.varies else {}
+
+
+def check_rigs(config: Variation, rigs: Mapping[str, Placement]) -> None:
+    """ValueError where a range, drawn around one of these rigs, could end at a view that no camera has."""
+    for name, rig in rigs.items():
+        for sign in (-1, 1):
+            try:
+                replace(rig, elevation=rig.elevation + sign * config.vary_elevation)
+                replace(rig, fovy=rig.fovy + sign * config.vary_fov)
+            except ValueError as error:
+                raise ValueError(
+                    f"vary_elevation {config.vary_elevation:g} and vary_fov {config.vary_fov:g} are too wide for the "
+                    f"{name} camera (elevation {rig.elevation:g}, field of view {rig.fovy:g}): {error}"
+                ) from error
 
 
 RANGES = tuple(field.name for field in fields(Variation) if field.name.startswith("vary_"))

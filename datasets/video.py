@@ -19,11 +19,18 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 KEYFRAME_INTERVAL = 10
+SMALLEST, LARGEST = 16, 1280  # pixels: what our environments render
 CRF = 12  # near-transparent: models train on the video and are judged on raw renders
 
 
 class VideoError(ValueError):
     """A video that cannot be read as asked; the message names its path."""
+
+
+def check_image_size(image_size: int | None) -> None:
+    """ValueError unless that is a side of frames (pixels) that our scenes draw and video can hold; None passes."""
+    if image_size is not None and (image_size % 2 or not SMALLEST <= image_size <= LARGEST):
+        raise ValueError(f"image_size must be even, for video, and {SMALLEST} ... {LARGEST}, got {image_size}")
 
 
 def write_video(path: Path, frames: np.ndarray, frame_hz: float, crf: int = CRF) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from armworld.datasets import collect as collect_module
 from armworld.datasets.behaviours import BEHAVIOURS, Mix, make_behaviour
+from armworld.datasets.card import start_card
 from armworld.datasets.collect import CollectConfig, collect
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.trajectory import read_episode, read_trajectory
@@ -120,9 +121,23 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
     assert len(find_episodes(tmp_path)) == 1
 
 
-def test_an_unknown_task_begins_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"unknown environment 'armworld/Dance-v0'; valid: .*armworld/Grasp-v0"):
-        collect(settings(tmp_path / "out", task="dance"))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "dance"}, r"unknown environment 'armworld/Dance-v0'; valid: .*armworld/Grasp-v0"),
+        ({"task": "reach", "objects": ("cup", "cupp")}, "unknown object 'cupp'; valid: cup, box, bottle"),
+        ({"task": "reach", "labs": ("lab3",)}, "unknown lab 'lab3'; valid: lab1, lab2"),
+        ({"task": "reach", "level": "wild"}, "unknown level 'wild'; valid: none, jitter, full"),
+        ({"task": "reach", "robot": "ur5"}, "unknown robot 'ur5'; valid: robotiq_2f85, franka_hand"),
+        ({"task": "reach", "cameras": ("lefft",)}, "unknown camera 'lefft'; valid: left, right, wrist"),
+        ({"task": "reach", "step_seconds": 0.2501}, "multiple of the physics step"),
+        ({"task": "foo/Bar-v0"}, "environment 'foo/Bar-v0' cannot be made .* foo not found"),
+        ({"task": "gymnasium:CartPole-v1"}, "cannot be made with our settings: .*unexpected keyword"),
+    ],
+)
+def test_what_the_environment_refuses_begins_no_folder(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        collect(settings(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -139,13 +154,48 @@ def test_episodes_for_tests_may_show_any_laboratory_and_train_nothing(tmp_path: 
         load_frames(tmp_path)
 
 
+def test_a_folder_of_something_else_is_left_as_it_is(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"plans holds something that is no dataset of ours \(results.json\)"):
+        collect(settings(tmp_path / "plans"))
+    assert [path.name for path in (tmp_path / "plans").iterdir()] == ["results.json"]
+    with pytest.raises(ValueError, match=r"results.json is a file; a dataset needs a folder"):
+        collect(settings(tmp_path / "plans" / "results.json"))
+    with pytest.raises(ValueError, match="cannot hold a path with spaces"):
+        collect(settings(tmp_path / "my data"))
+    shutil.copytree(whole, tmp_path / "copy")
+    (tmp_path / "copy" / "card.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"card.json is no dataset's card: an object with the key config"):
+        collect(settings(tmp_path / "copy"))
+
+
+def test_a_dataset_that_never_began_binds_nobody(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: CollectConfig, seed: int) -> str:
+        raise ValueError("broken")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="broken"):
+        patch.setattr(collect_module, "collect_episode", broken)
+        collect(settings(tmp_path, steps=7))
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    start_card(tmp_path, {"steps": 8})  # as a killed process leaves it
+    collect(settings(tmp_path))
+    assert content(tmp_path) == content(whole)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"episodes": 0}, "episodes must be at least 1"),
         ({"workers": 0}, "workers must be at least 1"),
-        ({"image_size": 33}, "must be even"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"image_size": 33}, "image_size must be even, for video, and 16 ... 1280, got 33"),
+        ({"image_size": 14}, "16 ... 1280, got 14"),
+        ({"step_seconds": 0.0}, "step_seconds must be above 0 and at most 10, got 0"),
+        ({"step_seconds": float("nan")}, "step_seconds must be .* got nan"),
         ({"cameras": ()}, "cameras must name"),
+        ({"cameras": ("left", "left")}, "cameras must name at least one, and none twice"),
+        ({"cameras": ("wrist",)}, "one or two exterior cameras beside the wrist's, got none"),
         ({"seed": 999_999, "episodes": 2}, "training seeds lie in 0 ... 999999"),
         ({"seed": -1}, "training seeds"),
         ({"labs": ("lab1", "lab2")}, "lab2 is for tests"),
@@ -154,8 +204,19 @@ def test_episodes_for_tests_may_show_any_laboratory_and_train_nothing(tmp_path: 
 def test_bad_settings_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settings(tmp_path, **changes)
-    with pytest.raises(ValueError, match="shares must be"):
-        Mix(reach=0, play=0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"reach": 0, "play": 0}, "of the behaviours' shares one must be above 0"),
+        ({"reach": -1.0, "play": 2.0}, "reach must be at least 0, got -1"),
+        ({"reach": float("nan")}, "reach must be at least 0, got nan"),
+    ],
+)
+def test_bad_shares_are_refused(shares: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Mix(**shares)
 
 
 def test_a_lost_worker_s_episodes_are_redone(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

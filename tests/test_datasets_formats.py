@@ -15,7 +15,16 @@ import pytest
 from armworld.datasets.behaviours import Mix
 from armworld.datasets.card import finish_card, start_card
 from armworld.datasets.collect import CollectConfig, collect
-from armworld.datasets.commands import ImportConfig, run_import
+from armworld.datasets.commands import (
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    ValidateConfig,
+    run_export,
+    run_import,
+    run_inspect,
+    run_validate,
+)
 from armworld.datasets.droid import camera_serial, find_episodes, write_episode
 from armworld.datasets.episode import EpisodeError
 from armworld.datasets.inspect import inspect
@@ -286,6 +295,70 @@ def test_rendering_again_gives_the_recorded_images(tmp_path: Path) -> None:
 def test_rendering_again_needs_states(root: Path, tmp_path: Path) -> None:
     with pytest.raises(EpisodeError, match="no simulator states"):
         rerender(RerenderConfig(root, tmp_path / "out", workers=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"step_seconds": 0.0}, "step_seconds must be above 0 and at most 10, got 0"),
+        ({"step_seconds": math.nan}, "step_seconds .* got nan"),
+        ({"image_size": 0}, "image_size must be even, .* got 0"),
+        ({"image_size": 33}, "image_size must be even, .* got 33"),
+    ],
+)
+def test_bad_settings_of_an_import_are_refused(tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImportConfig(tmp_path, tmp_path / "out", **settings)
+
+
+def test_an_import_that_cannot_begin_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    real_droid_folder(tmp_path / "droid")
+    with pytest.raises(ValueError, match=r"step_seconds 0.1 does not fit data recorded every 0.0667 s"):
+        run_import(ImportConfig(tmp_path / "droid", tmp_path / "out", step_seconds=0.1))
+    with pytest.raises(EpisodeError, match="nowhere: no such folder"):
+        run_import(ImportConfig(tmp_path / "nowhere", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(EpisodeError, match="no video of lefft; there is left"):
+        run_import(ImportConfig(tmp_path / "droid", tmp_path / "out", camera="lefft"))
+    assert run_import(ImportConfig(tmp_path / "droid", tmp_path / "out", camera="left")) == 0
+    with pytest.raises(ValueError, match="droid holds something that is no dataset of ours"):
+        run_import(ImportConfig(tmp_path / "out", tmp_path / "droid"))
+
+
+def test_bad_poses_for_lerobot_begin_no_folder(root: Path, exported: Path, tmp_path: Path) -> None:
+    poses = tmp_path / "poses.json"
+    poses.write_text(json.dumps({"left": [1, 0.5, 0.6, 0, 0, 0], "wrist": [0.5, 0, 0.4, 0, 0, 0]}))
+    with pytest.raises(ValueError, match="is an export of ours, which brings its poses and states"):
+        import_lerobot_of(exported, tmp_path / "out", poses=poses)
+    shutil.rmtree(exported / "armworld")
+    for text, message in (
+        ('{"left": [1, 2, 3, 0, 0, 0], "wrist": "abcdef"}', "camera poses are needed for wrist: 6 numbers each"),
+        ("[1, 2]", r"poses.json must hold an object, camera name -> 6 numbers, got \[1, 2\]"),
+    ):
+        poses.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            import_lerobot_of(exported, tmp_path / "out", poses=poses)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file", "empty"])
+def test_folders_without_episodes_are_named(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    message = {
+        "nowhere": "nowhere: no such folder",
+        "file": "file: a file, not a dataset folder",
+        "empty": r"empty: no episodes \(<lab>/success\|failure/<date>/<time>\) in this folder",
+    }[name]
+    for run in (
+        lambda: run_inspect(InspectConfig(tmp_path / name)),
+        lambda: run_export(ExportConfig(tmp_path / name, tmp_path / "out")),
+        lambda: run_validate(ValidateConfig(tmp_path / name)),
+    ):
+        with pytest.raises(EpisodeError, match=message):
+            run()
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "empty").iterdir())
 
 
 def test_inspection_page(root: Path) -> None:

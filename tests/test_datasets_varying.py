@@ -118,9 +118,24 @@ def test_another_scene_than_the_recorded_one_is_refused(source: Path, tmp_path: 
         rerender(RerenderConfig(tmp_path / "a", tmp_path / "b", 32, workers=1))
 
 
-@pytest.mark.parametrize("bad", [{"vary_azimuth": -1.0}, {"vary_distance": 1.0}, {"view_seed": -1}])
-def test_impossible_ranges_are_refused(bad: dict, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="views vary by ranges"):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"vary_azimuth": -1.0}, "vary_azimuth must be at least 0 and at most 180, got -1"),
+        ({"vary_azimuth": math.nan}, "vary_azimuth .* got nan"),
+        ({"vary_distance": 1.0}, "vary_distance .* at most 0.95, got 1"),
+        ({"vary_fov": 500.0}, "vary_fov .* at most 90, got 500"),
+        ({"vary_look_at": 2.0}, "vary_look_at .* at most 1, got 2"),
+        ({"view_seed": -1}, "view_seed must be at least 0, got -1"),
+        ({"image_size": 0}, "image_size must be even, .* got 0"),
+        ({"image_size": 33}, "image_size must be even, .* got 33"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"cameras": ("wrist",)}, "one or two exterior cameras"),
+        ({"cameras": ("left", "left")}, "cameras must name none twice"),
+    ],
+)
+def test_impossible_settings_are_refused(bad: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
         RerenderConfig(tmp_path, tmp_path / "b", **bad)
 
 
@@ -138,3 +153,26 @@ def test_clips_of_several_views_are_turned_by_as_much_as_the_camera_was_moved_ro
         torch.testing.assert_close(same[..., :3], plain[..., :3], atol=1e-5, rtol=0)
         angle = torch.atan2(own[..., 1], own[..., 0]) - torch.atan2(plain[..., 1], plain[..., 0])
         torch.testing.assert_close(torch.rad2deg(angle), torch.full_like(angle, -turned), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"vary_fov": 45.0}, r"vary_fov 45 are too wide for the left camera \(elevation 31, field of view 43\)"),
+        ({"vary_elevation": 70.0}, "vary_elevation 70 and .* too wide for the left camera"),
+        ({"cameras": ("lefft",)}, "unknown camera 'lefft'; valid: left, right, wrist"),
+    ],
+)
+def test_what_the_recorded_scene_refuses_begins_no_folder(
+    source: Path, bad: dict, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rerender(RerenderConfig(source, tmp_path / "b", workers=1, **bad))
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_keep_the_size_of_the_source(source: Path, tmp_path: Path) -> None:
+    card = rerender(RerenderConfig(source, tmp_path / "b", workers=1))
+    assert card["config"]["image_size"] == 32
+    for folder in find_episodes(tmp_path / "b"):
+        assert read_episode(folder).frames["left"].shape[1:] == (32, 32, 3)
