@@ -71,7 +71,7 @@ def check_episode(folder: Path, strict: bool = True, decode: bool = True) -> Fin
     except EpisodeError as error:
         found.add(folder, "metadata", str(error))
         metadata = {}
-    if metadata:
+    else:
         _check_metadata(found, metadata, strict)
     path = folder / "trajectory.h5"
     rows = None

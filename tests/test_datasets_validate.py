@@ -96,6 +96,17 @@ def test_faults_of_the_metadata(root: Path, old: str, new: str, kind: str, messa
     assert all(str(the_bad_one(root)) in str(p.path) for p in problems)
 
 
+def test_empty_metadata_lack_every_key(root: Path) -> None:
+    next(the_bad_one(root).glob("*.json")).write_text("{}")
+    assert any(p.kind == "metadata" and "keys are missing: uuid, lab" in p.message for p in validate(root))
+
+
+def test_a_card_without_settings_is_a_problem(root: Path) -> None:
+    (root / "card.json").write_text("{}")
+    (problem,) = validate(root)
+    assert problem.kind == "card" and "an object with the key config is expected" in problem.message
+
+
 def test_swapped_left_and_right(root: Path) -> None:
     path = next(the_bad_one(root).glob("*.json"))
     text = path.read_text().replace('"left_mp4_path"', '"x"').replace('"right_mp4_path"', '"left_mp4_path"')
