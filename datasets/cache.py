@@ -15,8 +15,9 @@ from torch import Tensor
 
 from armworld.datasets.features import FeatureCache, build_feature_cache, encoder_hash, feature_key
 from armworld.datasets.packing import SHARD_FRAMES
+from armworld.types import check_numbers
 from armworld.worldmodel.encoder import Encoder
-from armworld.worldmodel.posttrain import open_encoder
+from armworld.worldmodel.frozen import open_encoder
 from armworld.worldmodel.training import pick_device, precision
 
 
@@ -54,6 +55,9 @@ class CacheConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "layers", "workers", "batch", "shard_frames", least=1)
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,14 @@ def cache(config: CacheConfig) -> FeatureCache:
     """Make what is missing of the cache and open it.
 
     Raises:
-        ValueError: Bad settings or data, another key in `out`, or another process that builds there.
+        ValueError: Bad settings or data, frames of another size than the encoder's, other features in `out`, or another
+            process that builds there.
         EpisodeError: A damaged episode, by its path.
         DiskFull: No space left; finished shards are kept.
     """
-    for name in ("workers", "batch", "shard_frames"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    encoder = open_encoder(config.encoder, config.image_size, config.seed)
+    with precision(pick_device(config.device), config.dtype):  # refuses what cannot be used here
+        encoder = open_encoder(config.encoder, config.image_size, config.seed)
+    encoder.check_layers(config.layers)
     key = feature_key(encoder, config.layers, config.dtype)
     encode = FrozenEncoder(
         config.encoder, config.image_size, config.seed, key["encoder"], config.layers, config.device, config.dtype
@@ -112,6 +116,7 @@ def cache(config: CacheConfig) -> FeatureCache:
     made = build_feature_cache(
         config.data, encode, key, Path(config.out), config.batch,
         camera=config.camera, shard_frames=config.shard_frames, processes=config.workers, ray=config.ray,
+        image_size=encoder.config.image_size,
     )  # fmt: skip
     print(f"{config.out}: {len(made)} frames, {list(made.item_shape)} features each, {made.nbytes / 1e6:.0f} MB")
     return made

@@ -19,7 +19,7 @@ from armworld.datasets.episode import EpisodeError
 from armworld.datasets.features import stride_for
 from armworld.datasets.packing import build_store
 from armworld.datasets.store import WHOLE, Share, Store
-from armworld.datasets.trajectory import read_frames, read_trajectories, read_trajectory
+from armworld.datasets.trajectory import check_camera, read_frames, read_trajectories, read_trajectory
 from armworld.pose import action_between
 
 
@@ -97,7 +97,7 @@ class ClipDataset:
             from the videos: over a hundred times faster, on some thirty times the disk space.
 
     Raises:
-        EpisodeError: A damaged episode, by its path, at once or when its frames are read.
+        EpisodeError: A damaged episode or one without the camera, by its path, at once or when its frames are read.
         ValueError: A step that does not fit the rows' rate, or no episode long enough.
     """
 
@@ -112,6 +112,8 @@ class ClipDataset:
     ) -> None:
         self.frames, self.camera, self.image_size = frames, camera, image_size
         self.trajectories = read_trajectories(episode_folders(source))
+        for trajectory in self.trajectories:
+            check_camera(trajectory, camera)
         steps = [t.step_seconds if step_seconds is None else step_seconds for t in self.trajectories]
         self.strides = [stride_for(t.step_seconds, s) for t, s in zip(self.trajectories, steps, strict=True)]
         spans = [(frames - 1) * stride for stride in self.strides]

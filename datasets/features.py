@@ -57,6 +57,7 @@ def build_feature_cache(
     progress: str | None = "cache features",
     processes: int = 1,
     ray: str | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> FeatureCache:
     """Encode every frame of the dataset folders, resumably, and open the cache.
 
@@ -64,16 +65,20 @@ def build_feature_cache(
         dataset_dir: One dataset folder or several.
         encode_fn: uint8 [B, H, W, 3] -> features [B, N, D].
         key: Must hold what the features depend on: `encoder` (see `encoder_hash`), image size, normalisation.
-        out, batch, workers, camera, shard_frames, progress, processes, ray: As in `packing.build_store`.
+        out, batch, workers, camera, shard_frames, progress, processes, ray, image_size: As in `packing.build_store`.
 
     Raises:
-        ValueError: Another key is cached in `out`, or features do not fit float16.
-        EpisodeError: A damaged episode, by its path.
+        ValueError: Frames of another size, another key or other data cached in `out`, or features that do not fit
+            float16.
+        EpisodeError: A damaged episode or one without the camera, by its path.
         DiskFull: No space left; finished shards are kept.
     """
     roots = [Path(dataset_dir)] if isinstance(dataset_dir, str | Path) else [Path(root) for root in dataset_dir]
     folders = [folder for root in roots for folder in find_episodes(root)]
-    build_store(folders, encode_fn, key, out, camera, batch, workers, "float16", shard_frames, progress, processes, ray)
+    build_store(
+        folders, encode_fn, key, out, camera, batch, workers, "float16", shard_frames, progress, processes, ray,
+        image_size, keep_others=True,
+    )  # fmt: skip
     return FeatureCache(out)
 
 
@@ -118,7 +123,7 @@ class FeatureClips:
         camera_frame: float | None = None,
     ) -> None:
         self.cache, self.episodes, self.camera_frame = cache, episodes, camera_frame
-        self.stride = stride_for(cache.step_seconds, step_seconds or cache.step_seconds)
+        self.stride = stride_for(cache.step_seconds, cache.step_seconds if step_seconds is None else step_seconds)
         self._starts: dict[int, np.ndarray] = {}
 
     def starts(self, frames: int) -> np.ndarray:

@@ -17,9 +17,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from armworld.datasets.episode import EpisodeError
 from armworld.datasets.files import clear_partial, exclusive, full_disk_named, new_file, write_json
 from armworld.datasets.store import VERSION, Store, check_key
-from armworld.datasets.trajectory import Trajectory, read_frames, read_trajectories, read_trajectory
+from armworld.datasets.trajectory import (
+    Trajectory,
+    check_camera,
+    read_frames,
+    read_trajectories,
+    read_trajectory,
+)
+from armworld.datasets.video import video_header
 from armworld.evaluation.files import plain, read_json
 from armworld.jobs import run_jobs, run_with_progress
 
@@ -100,6 +108,8 @@ def build_store(
     progress: str | None = None,
     processes: int = 1,
     ray: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    keep_others: bool = False,
 ) -> Store:
     """Encode every frame of `folders` (episodes) once; finished shards of an earlier call are kept.
 
@@ -118,11 +128,14 @@ def build_store(
         progress: Name on the progress bar; None shows none.
         processes: Shards encoded at once; 1 encodes in this process.
         ray: Address of a Ray cluster that shares the folders, or `local`; None uses this machine's processes.
+        image_size: Height and width that frames must have, pixels; None takes any.
+        keep_others: Refuse to delete what other episodes, which still exist, left in `out`.
 
     Raises:
-        ValueError: `out` holds a store of another key or another process builds there now, an encoded value does
-            not fit `dtype`, `encode` cannot be sent to other processes, or an episode was collected for tests.
-        EpisodeError: An episode is damaged; the message names it.
+        ValueError: An episode's frames have another size or it was collected for tests, `out` holds a store of another
+            key or of other data, another process builds there now, an encoded value does not fit `dtype`, or `encode`
+            cannot be sent to other processes.
+        EpisodeError: An episode is damaged or lacks the camera; the message names it.
         DiskFull: No space left; finished shards are kept.
     """
     trajectories = read_trajectories(folders)
@@ -132,6 +145,9 @@ def build_store(
     steps = {trajectory.step_seconds for trajectory in trajectories}
     if len(steps) > 1:
         raise ValueError(f"the episodes differ in step_seconds: {sorted(steps)}; cache them apart")
+    for trajectory in trajectories:
+        check_camera(trajectory, camera)
+    _check_sizes(trajectories[:1], camera, image_size)
     digests = [episode_digest(trajectory, camera) for trajectory in trajectories]
     rows = [len(trajectory) for trajectory in trajectories]
     full_key = plain({**key, "camera": camera, "dtype": dtype})
@@ -149,11 +165,14 @@ def build_store(
     }
     if _is_complete(out, plan, digests, rows, columns):
         return Store(out)
+    _check_sizes(trajectories, camera, image_size)
     shards = plan_shards(digests, rows, shard_frames)
     recipe = Recipe(encode, camera, batch, workers, dtype)
     with exclusive(out), full_disk_named(out):
         clear_partial(out)
         check_key(out, full_key)
+        if keep_others:
+            _check_others(out, {shard.name for shard in shards}, trajectories, set(digests), camera)
         _drop_stale(out, {shard.name for shard in shards})
         write_json(out / "key.json", full_key)
         jobs = [
@@ -175,6 +194,48 @@ def _refuse_tests(trajectories: Sequence[Trajectory]) -> None:
         seed = trajectory.metadata.get("seed")
         if "simulation" in trajectory.metadata and isinstance(seed, int) and seed >= TRAINING_SEEDS:
             raise ValueError(f"{trajectory.folder} was collected to test on (seed {seed}): it is no training data")
+
+
+def _check_sizes(trajectories: Sequence[Trajectory], camera: str, image_size: tuple[int, int] | None) -> None:
+    """ValueError where the header of a video states another size than the one asked for."""
+    if image_size is None:
+        return
+    height, width = image_size
+    for trajectory in trajectories:
+        header = video_header(trajectory.videos[camera])
+        if (header["height"], header["width"]) != image_size:
+            raise ValueError(
+                f"{trajectory.folder}: its {camera} frames are {header['height']} x {header['width']} pixels, the "
+                f"encoder reads {height} x {width}; make frames of that size with armworld rerender --image-size "
+                f"{height} (collected episodes) or armworld import --image-size {height} (real ones), take an encoder "
+                "of the frames' size, or give posttrain --train-from frames, which squashes them"
+            )
+
+
+def _check_others(
+    out: Path, names: set[str], trajectories: Sequence[Trajectory], digests: set[str], camera: str
+) -> None:
+    """ValueError where building the shards `names` would delete those of other episodes, which still exist."""
+    there = {path.name for path in out.glob("shard-*.npy")}
+    if there <= names:
+        return
+    if (out / "plan.json").exists():
+        mine = {trajectory.folder.resolve() for trajectory in trajectories}
+        held = [Path(name) for name, _ in read_json(out / "plan.json")["episodes"]]
+        others = [f for f in held if f.resolve() not in mine and f.is_dir() and not _is_copy(f, camera, digests)]
+        told = f"{len(others)} other episodes, as {others[0]}" if others else ""
+    else:
+        told = "" if there & names else "other episodes in an unfinished build"
+    if told:
+        raise ValueError(f"{out} holds features of {told}, which would be deleted; choose another folder or delete it")
+
+
+def _is_copy(folder: Path, camera: str, digests: set[str]) -> bool:
+    """Whether an episode, by its content, is one of those with the given digests."""
+    try:
+        return episode_digest(read_trajectory(folder), camera) in digests
+    except (EpisodeError, KeyError, OSError):
+        return False
 
 
 def _is_complete(
@@ -249,14 +310,25 @@ def _write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> No
 
 
 def _decoded(trajectories: Sequence[Trajectory], camera: str, workers: int) -> Iterator[np.ndarray]:
-    """The episodes' frames in order, decoded a few episodes ahead (FFmpeg releases the interpreter's lock)."""
-    ahead = max(1, 2 * workers)
+    """The episodes' frames in order, decoded a few episodes ahead (FFmpeg releases the interpreter's lock).
+
+    Raises:
+        EpisodeError: Damaged, or frames of another size than those before.
+    """
+    ahead, shape = max(1, 2 * workers), None
     with ThreadPoolExecutor(max(1, workers)) as pool:
         pending = [pool.submit(read_frames, t, camera) for t in trajectories[:ahead]]
         for index in range(len(trajectories)):
             frames = pending.pop(0).result()
             if index + ahead < len(trajectories):
                 pending.append(pool.submit(read_frames, trajectories[index + ahead], camera))
+            shape = shape or frames.shape[1:]
+            if frames.shape[1:] != shape:
+                (high, wide, _), (height, width, _) = shape, frames.shape[1:]
+                raise EpisodeError(
+                    f"{trajectories[index].folder}: its {camera} frames are {height} x {width} pixels, those of the "
+                    f"episodes before {high} x {wide}; what is packed together must have one size"
+                )
             yield frames
 
 

@@ -94,6 +94,12 @@ def read_trajectories(folders: Iterable[Path]) -> list[Trajectory]:
     return trajectories
 
 
+def check_camera(trajectory: Trajectory, camera: str) -> None:
+    """EpisodeError where the episode lacks that camera; those that it has are listed."""
+    if camera not in trajectory.videos:
+        raise EpisodeError(f"{trajectory.folder}: no camera {camera!r}; it has {', '.join(trajectory.videos)}")
+
+
 def _check_clock(file: h5py.File, path: Path) -> None:
     """The control clock must increase where there is one (real DROID folders lack it now and then)."""
     key = "observation/timestamp/control/step_start"
@@ -169,8 +175,7 @@ def read_frames(trajectory: Trajectory, camera: str, rows: np.ndarray | None = N
     Raises:
         EpisodeError: Unknown camera, or a video that is damaged or shorter than the rows.
     """
-    if camera not in trajectory.videos:
-        raise EpisodeError(f"{trajectory.folder}: no camera {camera!r}; it has {', '.join(trajectory.videos)}")
+    check_camera(trajectory, camera)
     try:
         wanted = np.arange(len(trajectory)) if rows is None else rows
         return read_video(trajectory.videos[camera], wanted)

@@ -13,6 +13,7 @@ import torch
 
 from armworld.datasets.cache import CacheConfig, cache
 from armworld.datasets.droid import find_episodes, write_episode
+from armworld.datasets.episode import EpisodeError
 from armworld.datasets.features import FeatureCache, build_feature_cache
 from armworld.datasets.files import exclusive
 from armworld.datasets.packing import build_store
@@ -100,8 +101,71 @@ def test_the_command_makes_what_training_opens(data: Path, tmp_path: Path, capsy
     frames = datasets_helpers.smooth_frames(12, 64)
     direct = encoder.encode_frames(frames[:, None])[:, 0].detach().numpy()
     assert np.corrcoef(opened.gather(np.arange(12)).ravel(), direct.ravel())[0, 1] > 0.98  # bfloat16 and video
-    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
-        cache(CacheConfig((data,), "random:debug", tmp_path / "c", workers=0))
+
+
+@pytest.mark.parametrize("name", ["layers", "workers", "batch", "shard_frames"])
+def test_settings_below_one_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        CacheConfig((tmp_path,), "random:debug", tmp_path / "c", **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"camera": "lefft"}, "seed0000000: no camera 'lefft'; it has left"),
+        ({"image_size": 96}, r"its left frames are 64 x 64 pixels, the encoder reads 96 x 96; .* --image-size 96"),
+        ({"device": "gpu"}, "gpu"),
+        ({"dtype": "float8"}, "float8"),
+        ({"layers": 9}, "layers must lie in 1 ... 2, got 9"),
+    ],
+)
+def test_what_does_not_fit_the_data_begins_no_cache(data: Path, tmp_path: Path, changes: dict, message: str) -> None:
+    values = {"image_size": 64, "workers": 1, **changes}
+    with pytest.raises(ValueError, match=message):
+        cache(CacheConfig((data,), "random:debug", tmp_path / "c", **values))
+    assert not (tmp_path / "c").exists()
+
+
+def test_training_says_that_the_frames_do_not_fit_before_any_is_encoded(data: Path, tmp_path: Path) -> None:
+    for camera, message in (
+        ("lefft", "seed0000000: no camera 'lefft'; it has left"),
+        ("left", "the encoder reads 96 x 96"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_features(open_encoder("random:debug", 96, 0), [data], tmp_path / "c", camera, None, "float32")
+    assert not (tmp_path / "c").exists()
+
+
+def test_frames_of_two_sizes_are_not_packed_together(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 2)
+    other = write_episode(tmp_path, make_episode(2, size=96))
+    with pytest.raises(EpisodeError, match=rf"{other}: its left frames are 96 x 96 .* before 64 x 64"):
+        build_feature_cache(tmp_path, quarters, KEY, tmp_path / "out", progress=None)
+    with pytest.raises(ValueError, match=rf"{other}: its left frames are 96 x 96 pixels, the encoder reads 64 x 64"):
+        build_feature_cache(tmp_path, quarters, KEY, tmp_path / "new", progress=None, image_size=(64, 64))
+    assert not (tmp_path / "new").exists()
+
+
+def test_features_of_other_data_are_kept(data: Path, tmp_path: Path) -> None:
+    """Whatever is there of episodes that still exist stays; those that were moved, copied or deleted are no others."""
+    for seed in range(6, 9):
+        write_episode(tmp_path / "other", make_episode(seed, rows=9))
+    out = tmp_path / "c"
+    build_feature_cache([tmp_path / "other", data], quarters, KEY, out, **SETTINGS)
+    before = tree_bytes(out)
+    for folders in (data, tmp_path / "other"):
+        with pytest.raises(ValueError, match=r"holds features of \d other episodes, as .*; choose another folder"):
+            build_feature_cache(folders, quarters, KEY, out, **SETTINGS)
+    (out / "plan.json").unlink()  # as an interrupted build leaves it
+    with pytest.raises(ValueError, match="holds features of other episodes in an unfinished build"):
+        build_feature_cache(data, quarters, KEY, out, **SETTINGS)
+    build_feature_cache([tmp_path / "other", data], quarters, KEY, out, **SETTINGS)
+    assert tree_bytes(out) == before
+    shutil.copytree(tmp_path / "other", tmp_path / "copy")
+    assert len(build_feature_cache([tmp_path / "copy", data], quarters, KEY, out, **SETTINGS)) == 27 + 72
+    shutil.rmtree(tmp_path / "copy")
+    shutil.rmtree(find_episodes(tmp_path / "other")[0])
+    assert len(build_feature_cache([tmp_path / "other", data], quarters, KEY, out, **SETTINGS)) == 18 + 72
 
 
 def test_an_encoder_is_on_the_device_while_it_encodes_and_no_longer(

@@ -179,6 +179,23 @@ def test_what_would_fill_the_memory_stays_on_disk(tmp_path: Path, monkeypatch: p
     assert not large.gather(rows).any() and not large.array().any(), "read from the files"
 
 
+def test_a_step_of_zero_is_no_default(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", 1)
+    cache = build_feature_cache(tmp_path / "data", pooled, KEY, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"step_seconds 0 does not fit data recorded every 0.25 s"):
+        cache.clips(step_seconds=0.0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_camera_that_the_data_lack_is_named(tmp_path: Path, packed: bool) -> None:
+    write_dataset(tmp_path, 1, cameras=("left", "wrist"))
+    write_episode(tmp_path, make_episode(1))
+    with pytest.raises(EpisodeError, match="seed0000001: no camera 'wrist'; it has left"):
+        ClipDataset(tmp_path, camera="wrist", packed=packed)
+    with pytest.raises(EpisodeError, match="seed0000000: no camera 'lefft'; it has left, wrist"):
+        open_clips([tmp_path], 64, 0.25, "lefft")
+
+
 def test_feature_clips(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", 4, rows=7)
     cache = build_feature_cache(tmp_path / "data", pooled, KEY, tmp_path / "out", shard_frames=14)

@@ -157,7 +157,7 @@ def test_frames_encoded_as_they_are_drawn_train_as_cached_features_do(data, tmp_
 
 def test_frames_of_another_size_than_the_encoders_are_told_at_once_or_squashed(data, tmp_path):
     config = posttraining(data, tmp_path / "run", image_size=32, cache=None, steps=1)
-    with pytest.raises(ValueError, match=r"data: its frames are 64 x 64 pixels, the encoder was trained at 32 x 32"):
+    with pytest.raises(ValueError, match=r"its left frames are 64 x 64 pixels, the encoder reads 32 x 32"):
         posttrain(config)
     with pytest.raises(ValueError, match="no camera 'front'; it has left"):
         posttrain(replace(config, camera="front"))

@@ -20,7 +20,7 @@ from armworld.types import check_numbers
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
-from armworld.worldmodel.frozen import check_frames, open_features
+from armworld.worldmodel.frozen import open_features
 from armworld.worldmodel.readout import HandReadout, ReadoutConfig, reading_errors, reading_loss
 from armworld.worldmodel.training import (
     Processes,
@@ -94,7 +94,6 @@ def align(config: AlignConfig) -> Path:
     encoder, predictor = loaded.encoder, loaded.predictor.requires_grad_(False).to(device)
     folder, usage = config.cache or config.out / "features", loaded.config
     check_clips(config.data, 2, usage.step_seconds, usage.camera)
-    check_frames(config.data, usage.camera, encoder.config.image_size)
     cache = open_features(encoder, config.data, folder, usage.camera, usage.layers, config.dtype, device)
     cache.preload()
     train, held_out = (

@@ -13,11 +13,8 @@ import torch
 from torch import Tensor
 
 from armworld.datasets.clips import load_frames
-from armworld.datasets.droid import find_episodes
 from armworld.datasets.features import FeatureCache, FeatureClips, build_feature_cache, feature_key
 from armworld.datasets.store import WHOLE, Share
-from armworld.datasets.trajectory import read_frames, read_trajectory
-from armworld.types import check_name
 from armworld.worldmodel.checkpoint import load_encoder
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.processes import precision
@@ -36,26 +33,6 @@ def open_encoder(name: str, image_size: int, seed: int) -> Encoder:
     torch.manual_seed(seed)
     changes = {"depth": int(depth)} if depth else {}
     return Encoder(encoder_config(size, image_size=(image_size, image_size), **changes)).eval()
-
-
-def check_frames(data: Sequence[Path], camera: str, image_size: tuple[int, int]) -> None:
-    """A ValueError unless each dataset's first frame has that size (height, width), before hours of encoding.
-
-    Args:
-        data: Dataset folders.
-        camera: Whose frames.
-        image_size: Height and width in pixels that the encoder was trained at.
-    """
-    for root in data:
-        trajectory = read_trajectory(find_episodes(Path(root))[0])
-        check_name(f"camera of {root}", camera, trajectory.videos)
-        height, width = read_frames(trajectory, camera, np.zeros(1, np.int64)).shape[1:3]
-        if (height, width) != image_size:
-            raise ValueError(
-                f"{root}: its frames are {height} x {width} pixels, the encoder was trained at {image_size[0]} x "
-                f"{image_size[1]}; make them so with --image-size of armworld collect, rerender or import, or give "
-                "posttrain --train-from frames, which squashes them"
-            )
 
 
 def open_features(
@@ -78,6 +55,10 @@ def open_features(
         layers: Encoder blocks used; None for all.
         dtype: Precision in which the encoder runs: float32 or bfloat16.
         device: Where it runs.
+
+    Raises:
+        ValueError: No such camera, frames of another size than the encoder's (they are not resized), or a folder that
+            holds other features.
     """
 
     @torch.no_grad()
@@ -85,7 +66,8 @@ def open_features(
         with precision(device, dtype):
             return encoder.to(device).encode_frames(frames[:, None], layers)[:, 0].float().cpu()
 
-    cache = build_feature_cache(data, encode, feature_key(encoder, layers, dtype), folder, camera=camera)
+    key, size = feature_key(encoder, layers, dtype), encoder.config.image_size
+    cache = build_feature_cache(data, encode, key, folder, camera=camera, image_size=size)
     encoder.cpu()
     return cache
 

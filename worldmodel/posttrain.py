@@ -29,7 +29,7 @@ from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.finetune import add_lora, fit_predictor, merge_lora, train_last_blocks
-from armworld.worldmodel.frozen import check_frames, open_encoder, open_features, open_frames
+from armworld.worldmodel.frozen import open_encoder, open_features, open_frames
 from armworld.worldmodel.model import WorldModelConfig
 from armworld.worldmodel.prediction_loss import ACTION_SCALE, PredictionLoss
 from armworld.worldmodel.processes import unsharded
@@ -268,7 +268,6 @@ def posttrain(config: PosttrainConfig) -> Path:
     del initial  # copied: a large one need not be held twice
     check_clips(config.data, config.frames, config.step_seconds, config.camera)
     if config.train_from == "cache":
-        check_frames(config.data, config.camera, encoder.config.image_size)
         opened, folder = open_features, config.cache or config.out / "features"
     else:
         opened, folder = open_frames, config.cache or config.out / "frames"
