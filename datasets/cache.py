@@ -18,6 +18,7 @@ from armworld.datasets.packing import SHARD_FRAMES
 from armworld.types import check_numbers
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.frozen import open_encoder
+from armworld.worldmodel.processes import check_device, check_dtype
 from armworld.worldmodel.training import pick_device, precision
 
 
@@ -58,6 +59,9 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "layers", "workers", "batch", "shard_frames", least=1)
+        check_numbers(self, "seed", least=0)
+        check_device(self.device)
+        check_dtype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,7 @@ def cache(config: CacheConfig) -> FeatureCache:
         EpisodeError: A damaged episode, by its path.
         DiskFull: No space left; finished shards are kept.
     """
-    with precision(pick_device(config.device), config.dtype):  # refuses what cannot be used here
-        encoder = open_encoder(config.encoder, config.image_size, config.seed)
+    encoder = open_encoder(config.encoder, config.image_size, config.seed)
     encoder.check_layers(config.layers)
     key = feature_key(encoder, config.layers, config.dtype)
     encode = FrozenEncoder(

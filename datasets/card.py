@@ -10,7 +10,7 @@ from typing import Any
 
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.episode import EpisodeError
-from armworld.datasets.files import clear_partial, exclusive, write_json, write_text
+from armworld.datasets.files import check_own_folder, clear_partial, exclusive, write_json, write_text
 from armworld.datasets.trajectory import read_metadata
 from armworld.evaluation.files import commit, plain, read_json
 
@@ -74,15 +74,8 @@ def check_folder(root: Path, config: Mapping[str, Any]) -> None:
             or its path cannot be written into `index.csv`.
     """
     index_text([root])
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"{root} is a file; a dataset needs a folder of its own")
-    there = sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
-    if "card.json" not in there:
-        if there:
-            some = ", ".join(there[:3])
-            raise ValueError(f"{root} holds something that is no dataset of ours ({some}); choose another folder")
-        return
-    if not _has_episodes(root):
+    check_own_folder(root, "card.json", "dataset")
+    if not (root / "card.json").exists() or not _has_episodes(root):
         return
     before, config = read_card(root)["config"], plain(config)
     names = set(before) | set(config)

@@ -15,7 +15,6 @@ from typing import TypedDict
 import numpy as np
 
 from armworld.datasets.droid import find_episodes
-from armworld.datasets.episode import EpisodeError
 from armworld.datasets.features import stride_for
 from armworld.datasets.packing import build_store
 from armworld.datasets.store import WHOLE, Share, Store
@@ -63,8 +62,7 @@ def check_clips(data: Sequence[Path], frames: int, step_seconds: float, camera: 
     folders = [episode_folders(root) for root in data]
     strides = []
     for first in (read_trajectory(own[0]) for own in folders):
-        if camera not in first.videos:
-            raise EpisodeError(f"{first.folder}: no camera {camera!r}; it has {', '.join(first.videos)}")
+        check_camera(first, camera)
         strides.append(stride_for(first.step_seconds, step_seconds))
     spans = [(folder, (frames - 1) * stride) for own, stride in zip(folders, strides, strict=True) for folder in own]
     if not any(len(read_trajectory(folder)) > span for folder, span in spans):

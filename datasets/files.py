@@ -219,6 +219,19 @@ def _clear(item: Path, without_locks: bool) -> bool:
         os.close(handle)
 
 
+def check_own_folder(folder: Path, mark: str, kind: str) -> None:
+    """ValueError where `folder` is a file, or holds anything and not the file `mark`, which every `kind` of ours has.
+
+    Hidden things (locks, what dead writers left) do not count.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a {kind} needs a folder of its own")
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    if there and mark not in there:
+        some = ", ".join(there[:3])
+        raise ValueError(f"{folder} holds something that is no {kind} of ours ({some}); choose another folder")
+
+
 @contextmanager
 def exclusive(root: Path) -> Iterator[None]:
     """Hold `root` for one writer; the lock ends with the process, however it ends.

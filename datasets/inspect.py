@@ -31,10 +31,13 @@ def inspect(root: Path, out: Path | None = None, samples: int = 8) -> Path:
         samples: Number of episodes whose left video is shown, spread evenly.
 
     Raises:
+        ValueError: `out` is a folder.
         EpisodeError: A damaged episode, by its path.
     """
     root = Path(root)
     out = Path(out) if out else root / "inspect.html"
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; the page is a file, e.g. {out / 'inspect.html'}")
     trajectories = read_trajectories(find_episodes(root))
     states = np.concatenate([t.states for t in trajectories])
     actions = np.concatenate([actions_of(t.states)[:-1] for t in trajectories])

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from armworld.datasets.episode import EpisodeError
-from armworld.datasets.files import clear_partial, exclusive, full_disk_named, new_file, write_json
+from armworld.datasets.files import check_own_folder, clear_partial, exclusive, full_disk_named, new_file, write_json
 from armworld.datasets.store import VERSION, Store, check_key
 from armworld.datasets.trajectory import (
     Trajectory,
@@ -133,8 +133,8 @@ def build_store(
 
     Raises:
         ValueError: An episode's frames have another size or it was collected for tests, `out` holds a store of another
-            key or of other data, another process builds there now, an encoded value does not fit `dtype`, or `encode`
-            cannot be sent to other processes.
+            key, of other data or something else, another process builds there now, an encoded value does not fit
+            `dtype`, or `encode` cannot be sent to other processes.
         EpisodeError: An episode is damaged or lacks the camera; the message names it.
         DiskFull: No space left; finished shards are kept.
     """
@@ -166,11 +166,13 @@ def build_store(
     if _is_complete(out, plan, digests, rows, columns):
         return Store(out)
     _check_sizes(trajectories, camera, image_size)
+    check_own_folder(out, "key.json", "cache")
     shards = plan_shards(digests, rows, shard_frames)
     recipe = Recipe(encode, camera, batch, workers, dtype)
     with exclusive(out), full_disk_named(out):
         clear_partial(out)
-        check_key(out, full_key)
+        if next(out.glob("shard-*.npy"), None):  # a key alone binds nobody: nothing was cached
+            check_key(out, full_key)
         if keep_others:
             _check_others(out, {shard.name for shard in shards}, trajectories, set(digests), camera)
         _drop_stale(out, {shard.name for shard in shards})

@@ -28,7 +28,7 @@ class Variation:
         vary_azimuth: Plus or minus, degrees (at most 180) about the point looked at, uniform. As all of these, for the
             exterior cameras, once per episode.
         vary_elevation: Plus or minus, degrees; the camera stays within 89 of the horizontal.
-        vary_distance: Plus or minus, as a fraction of the distance, at most 0.95.
+        vary_distance: Plus or minus, as a fraction of the distance, below 1.
         vary_fov: Plus or minus, degrees; less than the field of view itself.
         vary_look_at: Plus or minus, m per axis (at most 1), of the point looked at.
         looks: Light, surfaces and colours drawn as at this variation level.
@@ -46,7 +46,7 @@ class Variation:
     def __post_init__(self) -> None:
         check_numbers(self, "vary_azimuth", least=0, most=180)
         check_numbers(self, "vary_elevation", "vary_fov", least=0, most=90)
-        check_numbers(self, "vary_distance", least=0, most=0.95)
+        check_numbers(self, "vary_distance", least=0, below=1)
         check_numbers(self, "vary_look_at", least=0, most=1)
         check_numbers(self, "view_seed", least=0)
 

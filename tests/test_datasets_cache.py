@@ -103,10 +103,17 @@ def test_the_command_makes_what_training_opens(data: Path, tmp_path: Path, capsy
     assert np.corrcoef(opened.gather(np.arange(12)).ravel(), direct.ravel())[0, 1] > 0.98  # bfloat16 and video
 
 
-@pytest.mark.parametrize("name", ["layers", "workers", "batch", "shard_frames"])
-def test_settings_below_one_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        CacheConfig((tmp_path,), "random:debug", tmp_path / "c", **{name: 0})
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({name: 0}, f"{name} must be at least 1, got 0") for name in ("layers", "workers", "batch", "shard_frames")),
+        ({"device": "gpu"}, "unknown device 'gpu'; valid: auto, cpu"),
+        ({"dtype": "float8"}, "unknown dtype 'float8'; valid: float32, bfloat16"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CacheConfig((tmp_path,), "random:debug", tmp_path / "c", **changes)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +121,6 @@ def test_settings_below_one_are_refused(tmp_path: Path, name: str) -> None:
     [
         ({"camera": "lefft"}, "seed0000000: no camera 'lefft'; it has left"),
         ({"image_size": 96}, r"its left frames are 64 x 64 pixels, the encoder reads 96 x 96; .* --image-size 96"),
-        ({"device": "gpu"}, "gpu"),
-        ({"dtype": "float8"}, "float8"),
         ({"layers": 9}, "layers must lie in 1 ... 2, got 9"),
     ],
 )
@@ -134,6 +139,24 @@ def test_training_says_that_the_frames_do_not_fit_before_any_is_encoded(data: Pa
         with pytest.raises(ValueError, match=message):
             open_features(open_encoder("random:debug", 96, 0), [data], tmp_path / "c", camera, None, "float32")
     assert not (tmp_path / "c").exists()
+
+
+def test_a_cache_takes_no_folder_of_something_else(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "results.json").touch()
+    with pytest.raises(ValueError, match=r"holds something that is no cache of ours \(results\.json\)"):
+        build_feature_cache(data, quarters, KEY, tmp_path, **SETTINGS)
+    with pytest.raises(ValueError, match=r"results\.json is a file; a cache needs a folder of its own"):
+        build_feature_cache(data, quarters, KEY, tmp_path / "results.json", **SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_cache_that_never_began_binds_nobody(data: Path, tmp_path: Path) -> None:
+    def broken(frames: np.ndarray) -> np.ndarray:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        build_feature_cache(data, broken, {**KEY, "encoder": "xyz"}, tmp_path, **SETTINGS)
+    assert len(build_feature_cache(data, quarters, KEY, tmp_path, **SETTINGS)) == 72
 
 
 def test_frames_of_two_sizes_are_not_packed_together(tmp_path: Path) -> None:

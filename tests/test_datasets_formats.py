@@ -361,6 +361,13 @@ def test_folders_without_episodes_are_named(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "out").exists() and not list((tmp_path / "empty").iterdir())
 
 
+def test_a_page_is_a_file_and_shows_no_fewer_than_none(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder; the page is a file, e\.g\. .*inspect\.html"):
+        inspect(root, tmp_path)
+    with pytest.raises(ValueError, match="samples must be at least 0, got -1"):
+        InspectConfig(root, samples=-1)
+
+
 def test_inspection_page(root: Path) -> None:
     page = inspect(root).read_text()
     for piece in ("<td>episodes</td><td>3</td>", "play", "Workspace", "data:video/mp4;base64", "data:image/png"):
