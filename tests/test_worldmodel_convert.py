@@ -85,7 +85,14 @@ def test_what_a_format_cannot_hold_is_refused(model: Path, tmp_path: Path) -> No
     ("format", "out", "changes", "message"),
     [
         ("published", ".", {}, r"is a folder; published is one file, e\.g\. model\.pt"),
-        ("huggingface", "file", {}, "file is a file; huggingface is a folder"),
+        ("huggingface", "file", {}, "file is a file; a checkpoint needs a folder of its own"),
+        (
+            "huggingface",
+            "data",
+            {},
+            r"data holds something that is no checkpoint of ours \(card\.json\); choose another",
+        ),
+        ("armworld", "data", {}, r"data holds something that is no checkpoint of ours \(card\.json\); choose another"),
         ("published", "x.pt", {"storage": "float16"}, "storage float16 goes with format armworld"),
         ("huggingface", "x", {"encoder_only": True}, "encoder_only goes with published and armworld"),
     ],
@@ -95,5 +102,7 @@ def test_settings_that_do_not_fit_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
+    Path("data").mkdir()
+    Path("data/card.json").touch()
     with pytest.raises(ValueError, match=message):
         ConvertConfig("default", Path(out), format, **changes)  # type: ignore[arg-type]

@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from armworld.worldmodel.checkpoint import PARTS, Checkpoint, load_checkpoint, save_parts
+from armworld.datasets.files import check_own_folder
+from armworld.worldmodel.checkpoint import PARTS, WEIGHTS_FILE, Checkpoint, load_checkpoint, save_parts
 from armworld.worldmodel.huggingface import export_huggingface
 from armworld.worldmodel.published import export_published
 
@@ -45,8 +46,8 @@ class ConvertConfig:
             raise ValueError("a transformers folder has a predictor too: encoder_only goes with published and armworld")
         if self.format == "published" and self.out.is_dir():
             raise ValueError(f"{self.out} is a folder; published is one file, e.g. {self.out / 'model.pt'}")
-        if self.format != "published" and self.out.is_file():
-            raise ValueError(f"{self.out} is a file; {self.format} is a folder")
+        if self.format != "published":
+            check_own_folder(self.out, WEIGHTS_FILE, "checkpoint")
 
 
 def convert(config: ConvertConfig) -> Path:
