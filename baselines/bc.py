@@ -30,15 +30,18 @@ from torch import Tensor, nn
 from armworld.baselines.augment import Draws, augment, draw_augmentation
 from armworld.baselines.compute import core_seconds, parameters, training_flop
 from armworld.baselines.demonstrations import (
+    PAST_GOAL,
     Demonstrations,
     Relabelling,
     choose_episodes,
     measure_scales,
+    succeeded,
 )
 from armworld.baselines.policy import SIZES, Batch, Policy, PolicyConfig, policy_config
-from armworld.datasets.clips import load_frames
+from armworld.datasets.clips import check_clips, load_frames
+from armworld.datasets.droid import find_episodes
 from armworld.datasets.store import PRELOAD_SHARE, Store, split_recordings
-from armworld.types import check_name
+from armworld.types import check_name, check_numbers
 from armworld.worldmodel.checkpoint import save_parts
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.frozen import open_encoder, open_features
@@ -48,6 +51,8 @@ from armworld.worldmodel.training import (
     Processes,
     TrainingConfig,
     TrainingRun,
+    check_folder,
+    check_optimizer,
     make_optimizer,
     pick_device,
     plot_metrics,
@@ -115,11 +120,18 @@ class BCTrainConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name("policy size", self.size, SIZES)
-        if not 0 <= self.ema < 1 or min(self.batch, self.noise_draws, self.validate_every) < 1:
-            raise ValueError(
-                f"expected 0 <= ema < 1, batch >= 1, noise_draws >= 1 and validate_every >= 1, "
-                f"got {self.ema}, {self.batch}, {self.noise_draws}, {self.validate_every}"
-            )
+        check_optimizer(self.optimizer)
+        check_image_size((self.image_size, self.image_size))
+        check_numbers(self, "layers", "window", "chunk", "goal_cap", "batch", "noise_draws", "validate_every", least=1)
+        check_numbers(self, "step_seconds", "learning_rate", above=0)
+        check_numbers(self, "warmup", "weight_decay", least=0)
+        check_numbers(self, "ema", least=0, below=1)
+        check_numbers(self, "held_out", above=0, below=1)
+        check_name("treatment of actions past the goal", self.past_goal, PAST_GOAL)
+        if self.cache is not None:
+            check_folder("cache", self.cache)
+        if self.encoder is None and (self.layers, self.cache) != (None, None):
+            raise ValueError("layers and cache are about features: name the encoder with --encoder")
 
     @property
     def rule(self) -> Relabelling:
@@ -141,19 +153,21 @@ class Sources:
 def open_sources(config: BCTrainConfig, device: torch.device, share: float = PRELOAD_SHARE) -> Sources:
     """Pack frames or cache features, and split the episodes; features are kept in up to `share` of the memory."""
     encoder, size = None, (config.image_size, config.image_size)
-    check_image_size(size)
-    if config.encoder is None:
+    if config.encoder is not None:
+        encoder = open_encoder(config.encoder, config.image_size, config.seed)
+        encoder.check_layers(config.layers)
+        size = encoder.config.image_size
+    check_clips(config.data, 2, config.step_seconds, config.camera)
+    if config.successes_only and not any(succeeded(folder) for root in config.data for folder in find_episodes(root)):
+        raise ValueError(f"none of the episodes is a success: {', '.join(map(str, config.data))}")
+    if encoder is None:
         stores: Sequence[Store] = [load_frames(root, config.camera, config.image_size) for root in config.data]
     else:
-        encoder = open_encoder(config.encoder, config.image_size, config.seed)
         folder = config.cache or config.out / "features"
         cache = open_features(encoder, config.data, folder, config.camera, config.layers, config.dtype, device)
         stores = [cache.preload(share)]
-        size = encoder.config.image_size
     kept = [(store, choose_episodes(store, config.successes_only)) for store in stores]
     kept = [(store, numbers) for store, numbers in kept if len(numbers)]  # play alone has no successes
-    if not kept:
-        raise ValueError(f"none of the episodes is a success: {', '.join(map(str, config.data))}")
     stores, chosen = [store for store, _ in kept], [numbers for _, numbers in kept]
     train, held_out = chosen, chosen  # of a single episode
     if sum(map(len, chosen)) > 1:
@@ -193,6 +207,7 @@ def train(config: BCTrainConfig) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device)
+    share = processes.share(config.batch)
     sources = processes.in_turn(lambda: open_sources(config, device, PRELOAD_SHARE / processes.world_size))
     torch.manual_seed(config.seed)
     policy = Policy(network_config(config, sources)).to(device)
@@ -210,7 +225,7 @@ def train(config: BCTrainConfig) -> Path:
     began = time.process_time()
     for step in run.steps():
         run.set_cosine_rate(config.learning_rate, config.warmup)
-        batch, noise = _draw(config, sources.train, policy, generators, processes.share(config.batch), device)
+        batch, noise = _draw(config, sources.train, policy, generators, share, device)
         with precision(device, config.dtype):
             loss = model(batch, *noise)
         run.optimise(loss)

@@ -223,10 +223,11 @@ def choose_episodes(store: Store, successes_only: bool) -> np.ndarray:
     numbers = np.arange(len(store.names))
     if not successes_only:
         return numbers
-    return np.array([i for i in numbers if _succeeded(Path(store.names[i]))], np.int64)
+    return np.array([i for i in numbers if succeeded(Path(store.names[i]))], np.int64)
 
 
-def _succeeded(folder: Path) -> bool:
+def succeeded(folder: Path) -> bool:
+    """Whether an episode's metadata say success."""
     files = sorted(folder.glob("metadata_*.json"))
     if len(files) != 1:
         raise ValueError(f"{folder}: expected one metadata_*.json, found {len(files)}")

@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from armworld.baselines.policy import STATE_FEATURES, state_features
 from armworld.pose import apply_action
+from armworld.types import check_numbers
 from armworld.worldmodel.checkpoint import config_from_json, load_strictly, read_parts, resolve
 from armworld.worldmodel.model import Rollout, WorldModelConfig
 from armworld.worldmodel.sizes import PATCH
 
 PIXEL_UNIT = 64.0  # grey levels that count as 1 in features: about the deviation of our frames
 CHUNK = 64  # candidates per pass
+GROUPS = 4  # of channels that are normalised together
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,11 @@ class PixelModelConfig:
     state_std: tuple[float, ...] = (0.1, 0.15, 0.1)
 
     def __post_init__(self) -> None:
-        if min(self.channels, self.blocks, *self.stem) < 1 or self.channels % 4 or len(self.action_scale) != 7:
-            raise ValueError(f"need positive sizes, channels divisible by 4 and 7 action scales, got {self}")
+        check_numbers(self, "channels", "blocks", least=1)
+        if self.channels % GROUPS:
+            raise ValueError(f"channels must be a multiple of {GROUPS}, got {self.channels}")
+        if min(self.stem) < 1 or len(self.action_scale) != 7:
+            raise ValueError(f"need positive stem channels and 7 action scales, got {self.stem}, {self.action_scale}")
 
 
 class ModulatedBlock(nn.Module):
@@ -61,7 +66,7 @@ class ModulatedBlock(nn.Module):
 
     def __init__(self, channels: int, condition: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(4, channels)
+        self.norm = nn.GroupNorm(GROUPS, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulate = nn.Linear(condition, 2 * channels)

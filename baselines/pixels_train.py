@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from armworld.baselines.compute import core_seconds, parameters, training_flop
 from armworld.baselines.pixels import PixelModelConfig, PixelNetwork, to_unit
 from armworld.baselines.pixels_picture import CLIPS, PICTURE, STEPS, held_out_figure
-from armworld.datasets.clips import load_frames
+from armworld.datasets.clips import check_clips, load_frames
 from armworld.datasets.features import stride_for
 from armworld.datasets.store import Store, split_recordings
 from armworld.evaluation.files import write_bytes
 from armworld.evaluation.picture import figure_png
 from armworld.pose import action_between
+from armworld.types import check_numbers
 from armworld.worldmodel.checkpoint import save_parts
 from armworld.worldmodel.model import WorldModelConfig
+from armworld.worldmodel.sizes import check_image_size
 from armworld.worldmodel.training import (
     Processes,
     TrainingConfig,
@@ -73,8 +75,13 @@ class PixelTrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.frames < 2 or self.batch < 1:
-            raise ValueError(f"expected frames >= 2 and batch >= 1, got {self.frames} and {self.batch}")
+        check_image_size((self.image_size, self.image_size))
+        check_numbers(self, "frames", least=2)
+        check_numbers(self, "batch", "validate_every", least=1)
+        check_numbers(self, "step_seconds", "learning_rate", above=0)
+        check_numbers(self, "warmup", "weight_decay", least=0)
+        check_numbers(self, "held_out", above=0, below=1)
+        PixelModelConfig(channels=self.channels, blocks=self.blocks)
 
 
 class PixelClips:
@@ -115,6 +122,8 @@ def train(config: PixelTrainConfig) -> Path:
     """
     device = pick_device(config.device)
     processes = Processes.from_environment(device)
+    share = processes.share(config.batch)
+    check_clips(config.data, config.frames, config.step_seconds, config.camera)
     stores = processes.in_turn(lambda: [load_frames(root, config.camera, config.image_size) for root in config.data])
     split = split_recordings(stores, config.held_out, np.random.default_rng(config.seed))
     clips, held_out = (PixelClips(stores, part, config.step_seconds, config.frames) for part in split)
@@ -132,7 +141,6 @@ def train(config: PixelTrainConfig) -> Path:
     began = time.process_time()
     for step in run.steps():
         run.set_cosine_rate(config.learning_rate, config.warmup)
-        share = processes.share(config.batch)
         images, states, actions = (part[share].to(device) for part in clips.sample(run.numpy_rng, config.batch))
         with precision(device, config.dtype):
             parts = model(to_unit(images), states, actions)

@@ -60,7 +60,8 @@ def import_droid(
     """
     source, out, refused = Path(source), Path(out), []
     folders = find_episodes(source)
-    _check_step(folders, step_seconds)
+    if step_seconds is not None:
+        _check_step(folders, step_seconds)
     settings = {"task": "import", "step_seconds": step_seconds, "image_size": image_size, "camera": camera}
     with dataset_folder(out, settings, licence):
         for number, folder in enumerate(folders):
@@ -75,9 +76,9 @@ def import_droid(
     return refused
 
 
-def _check_step(folders: Sequence[Path], step_seconds: float | None) -> None:
+def _check_step(folders: Sequence[Path], step_seconds: float) -> None:
     """ValueError where the step does not fit the rows of the first readable episode."""
-    for folder in folders if step_seconds is not None else ():
+    for folder in folders:
         with contextlib.suppress(EpisodeError):  # left out later, with the reason
             stride_for(read_trajectory(folder).step_seconds, step_seconds)
             return

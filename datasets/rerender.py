@@ -101,6 +101,7 @@ def rerender_episode(config: RerenderConfig, folder: Path) -> str:
     _check_look(env.simulator, episode, folder)
     details = episode.details
     if config.varies:
+        assert episode.seed is not None, "see _open"
         view = draw_view(config, env.randomizer, recorded, episode.seed)
         env.randomizer.apply(view)
         details = details | {"view": {"seed": config.view_seed, "variation": view}}

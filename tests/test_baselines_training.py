@@ -119,13 +119,82 @@ def test_features_policy_reads_the_frozen_encoder(data, tmp_path):
     assert result.steps == 8 and not result.reason.startswith("planning_failed")
 
 
-def test_bad_settings_are_named(data, tmp_path):
-    with pytest.raises(ValueError, match="valid: debug, cpu, octo-small, octo-base"):
-        settings(data, tmp_path, size="large")
-    with pytest.raises(ValueError, match="0 <= ema < 1"):
-        settings(data, tmp_path, ema=1.0)
-    with pytest.raises(ValueError, match="is a success"):
-        train(settings(data, tmp_path, successes_only=True))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": "large"}, "valid: debug, cpu, octo-small, octo-base"),
+        ({"optimizer": "sgd"}, "unknown optimizer 'sgd'; valid: adamw, muon"),
+        ({"past_goal": "skip"}, "unknown treatment of actions past the goal 'skip'; valid: mask, hold"),
+        ({"image_size": 100}, "positive multiples of 16, got 100 x 100"),
+        ({"ema": 1.0}, "ema must be at least 0 and below 1, got 1"),
+        ({"held_out": 0.0}, "held_out must be above 0 and below 1, got 0"),
+        ({"step_seconds": 0.0}, "step_seconds must be above 0, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1"),
+        ({"warmup": -1}, "warmup must be at least 0, got -1"),
+        ({"layers": 2}, "layers and cache are about features: name the encoder with --encoder"),
+        ({"steps": None}, "a training budget needs steps"),
+        *(
+            ({name: 0}, f"{name} must be at least 1, got 0")
+            for name in ("layers", "window", "chunk", "goal_cap", "batch", "noise_draws", "validate_every")
+        ),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"successes_only": True}, "none of the episodes is a success"),
+        ({"camera": "lefft"}, "no camera 'lefft'; it has left"),
+        ({"step_seconds": 0.3}, r"step_seconds 0.3 does not fit data recorded every 0.25 s"),
+        ({"step_seconds": 5.0}, "no episode of .* holds 2 frames 5 s apart"),
+        ({"encoder": "random:debug", "layers": 3}, r"layers must lie in 1 \.\.\. 2, got 3"),
+        ({"encoder": "random:debug", "image_size": 64}, "frames are 32 x 32 pixels, the encoder reads 64 x 64"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_told_before_any_frame_is_read(tmp_path, changes, message):
+    write_dataset(tmp_path / "data", episodes=2, rows=4, size=SIZE)
+    with pytest.raises(ValueError, match=message):
+        train(settings(tmp_path / "data", tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists() and not (tmp_path / "data" / ".cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 100}, "positive multiples of 16, got 100 x 100"),
+        ({"channels": 6}, "channels must be a multiple of 4, got 6"),
+        ({"frames": 1}, "frames must be at least 2, got 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1"),
+        ({"warmup": -1}, "warmup must be at least 0, got -1"),
+        ({"held_out": 1.0}, "held_out must be above 0 and below 1, got 1"),
+        ({"step_seconds": 0.0}, "step_seconds must be above 0, got 0"),
+        ({"minutes": 0.0}, "minutes must be above 0, got 0"),
+        *(
+            ({name: 0}, f"{name} must be at least 1, got 0")
+            for name in ("channels", "blocks", "batch", "validate_every")
+        ),
+    ],
+)
+def test_bad_settings_of_the_pixel_model_are_named(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        PixelTrainConfig(data=(tmp_path,), out=tmp_path, steps=1, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"camera": "lefft"}, "no camera 'lefft'; it has left"), ({"frames": 9}, "no episode of .* holds 9 frames")],
+)
+def test_the_pixel_model_is_told_what_does_not_fit_before_any_frame_is_read(tmp_path, changes, message):
+    write_dataset(tmp_path / "data", episodes=2, rows=4, size=SIZE)
+    with pytest.raises(ValueError, match=message):
+        train_pixels(PixelTrainConfig(data=(tmp_path / "data",), out=tmp_path / "out", steps=1, **changes))
+    assert not (tmp_path / "out").exists() and not (tmp_path / "data" / ".cache").exists()
 
 
 def test_folders_of_play_alone_are_passed_over_when_successes_are_asked_for(data, tmp_path):
