@@ -22,6 +22,7 @@ DH_D = (0.333, 0, 0.316, 0, 0.384, 0, 0, 0.107)
 DH_ALPHA = (0, -np.pi / 2, np.pi / 2, np.pi / 2, -np.pi / 2, np.pi / 2, np.pi / 2, 0)
 FRANKA_HAND = 0.1034  # m from the flange to libfranka's O_T_EE with the Franka Hand
 
+OWN_KEYS = ("seed", "cameras")  # of the metadata, beside DROID's; the rates are checked by their values
 REACH = 1.3  # m: farther from the base than this no Panda flange gets (0.855 m of arm, with slack)
 JOINT_LIMIT = 3.8  # rad, beyond every Panda joint's range
 WIDEST_GRIPPER = 0.0885  # m: the 2F-85 opens to 85 mm, the Franka Hand to 80 mm
@@ -90,7 +91,7 @@ def check_episode(folder: Path, strict: bool = True, decode: bool = True) -> Fin
 def _check_metadata(found: Findings, metadata: Mapping[str, Any], strict: bool) -> None:
     folder = found.folder
     path = next(iter(folder.glob("*.json")))
-    absent = [key for key in METADATA_KEYS if key not in metadata]
+    absent = [key for key in (*METADATA_KEYS, *(OWN_KEYS if strict else ())) if key not in metadata]
     if absent:
         found.add(path, "metadata", f"keys are missing: {', '.join(absent)}")
     found.uuid = metadata.get("uuid")

@@ -58,7 +58,7 @@ class RerenderConfig(Variation):
         if len(set(self.cameras)) < len(self.cameras):
             raise ValueError(f"cameras must name none twice, got {list(self.cameras)}")
         assign_roles(self.cameras)
-        if self.source.resolve() == self.out.resolve():
+        if Path(self.source).resolve() == Path(self.out).resolve():
             raise ValueError(f"rerender needs another folder than its source, got {self.out} twice")
 
 
@@ -71,10 +71,11 @@ def rerender(config: RerenderConfig) -> dict[str, Any]:
         EpisodeError: An episode without simulator states, or one that this code no longer reproduces.
         ValueError: Bad settings, or `out` holds something else.
     """
-    source, out = config.source, config.out
+    source, out = Path(config.source), Path(config.out)
     folders = find_episodes(source)
     episode, env = _open(config, folders[0])  # whatever is refused is refused here, before a folder is begun
-    check_rigs(config, env.randomizer.rigs)
+    if config.varies:
+        check_rigs(config, env.randomizer.rigs)
     if config.image_size is None:
         config = replace(config, image_size=next(iter(episode.frames.values())).shape[1])
     made_with = read_card(source)["config"] if (source / "card.json").exists() else {}
@@ -90,7 +91,7 @@ def rerender(config: RerenderConfig) -> dict[str, Any]:
 def _done(out: Path, folder: Path) -> bool:
     trajectory = read_trajectory(folder)
     seed = trajectory.metadata.get("seed")
-    return seed is not None and find_episode(out, str(trajectory.metadata["lab"]), seed) is not None
+    return seed is not None and find_episode(out, str(trajectory.metadata.get("lab")), seed) is not None
 
 
 def rerender_episode(config: RerenderConfig, folder: Path) -> str:
@@ -114,8 +115,13 @@ def _open(config: RerenderConfig, folder: Path) -> tuple[Episode, Any]:
     """A recorded episode and its scene, able to draw frames of the new size and of the recorded one."""
     episode = read_episode(folder)
     details, needed = episode.details, {"physics", "command_state", "command_q"}
-    if not needed <= set(episode.simulation) or episode.seed is None or "env" not in details:
+    if not needed <= set(episode.simulation) or episode.seed is None:
         raise EpisodeError(f"{folder}: no simulator states (simulation/physics ...): it cannot be rendered again")
+    absent = [key for key in ("env", "object", "lab", "level", "robot", "draws") if key not in details]
+    if absent:
+        raise EpisodeError(
+            f"{folder}: the metadata's simulation lacks {', '.join(absent)}: it cannot be rendered again"
+        )
     env = make_environment(
         details["env"],
         object=details["object"],

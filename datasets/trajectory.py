@@ -16,6 +16,8 @@ from armworld.datasets.episode import Episode, EpisodeError
 from armworld.datasets.video import VideoError, read_video
 from armworld.pose import action_between
 
+OBJECTS = ("cameras", "simulation")  # keys of the metadata, where they are there
+VIDEOS = tuple(f"{name}_mp4_path" for name in ("left", "right", "wrist", "ext1", "ext2"))
 CLOSEDNESS = (-0.05, 1.05)  # what a gripper may report: 0 open, 1 closed, and a little noise
 
 
@@ -38,7 +40,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """The episode's metadata.
 
     Raises:
-        EpisodeError: There is not exactly one `.json`, or it is not valid.
+        EpisodeError: There is not exactly one `.json`, or it is not valid, or what others are found by is of no use.
     """
     files = sorted(folder.glob("*.json"))
     if len(files) != 1:
@@ -49,6 +51,10 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise EpisodeError(f"{files[0]}: not valid JSON ({error})") from error
     if not isinstance(metadata, dict):
         raise EpisodeError(f"{files[0]}: expected a JSON object, got {type(metadata).__name__}")
+    for keys, kind, told in ((OBJECTS, dict, "an object"), (VIDEOS, str | None, "a path or null")):
+        for key in keys:
+            if key in metadata and not isinstance(metadata[key], kind):
+                raise EpisodeError(f"{files[0]}: {key} must be {told}, got {metadata[key]!r}")
     return metadata
 
 
@@ -205,6 +211,9 @@ def read_episode(folder: Path, frames: dict[str, np.ndarray] | None = None) -> E
         EpisodeError: As `read_trajectory` and `read_frames`.
     """
     trajectory = read_trajectory(folder)
+    absent = [key for key in ("lab", "success", "current_task") if key not in trajectory.metadata]
+    if absent:
+        raise EpisodeError(f"{folder}: the metadata lack {', '.join(absent)}")
     joints, velocities = read_joints(folder)
     with open_h5(folder / "trajectory.h5") as file:
         simulation, original = (dict(arrays_below(file, name)) for name in ("simulation", "original"))

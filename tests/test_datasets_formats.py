@@ -292,6 +292,24 @@ def test_rendering_again_gives_the_recorded_images(tmp_path: Path) -> None:
         rerender(RerenderConfig(tmp_path / "a", tmp_path / "a"))
 
 
+def edit_metadata(folder: Path, old: str, new: str) -> None:
+    path = next(folder.glob("*.json"))
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def test_metadata_that_lack_what_is_needed_are_named(root: Path, tmp_path: Path) -> None:
+    folder = find_episodes(root)[0]
+    edit_metadata(folder, '"current_task"', '"task"')
+    with pytest.raises(EpisodeError, match="the metadata lack current_task"):
+        read_episode(folder)
+    collect(CollectConfig(tmp_path / "a", episodes=1, workers=1, steps=1, image_size=16))
+    edit_metadata(find_episodes(tmp_path / "a")[0], '"object"', '"thing"')
+    with pytest.raises(EpisodeError, match="the metadata's simulation lacks object: it cannot be rendered again"):
+        rerender(RerenderConfig(tmp_path / "a", tmp_path / "b", workers=1))
+    assert not (tmp_path / "b").exists()
+
+
 def test_rendering_again_needs_states(root: Path, tmp_path: Path) -> None:
     with pytest.raises(EpisodeError, match="no simulator states"):
         rerender(RerenderConfig(root, tmp_path / "out", workers=1))

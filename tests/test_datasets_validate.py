@@ -84,6 +84,14 @@ def test_faults_of_the_trajectory(root: Path, key: str, change, kind: str, messa
         ('"frame_hz": 4.0', '"frame_hz": null', "rate", "positive numbers"),
         ('"video_header_fps": 4.0', '"video_header_fps": 60.0', "rate", "the header says 4 fps"),
         ("{", "{{", "metadata", "not valid JSON"),
+        ('"seed":', '"sed":', "metadata", "keys are missing: seed"),
+        ('"cameras": {', '"cameras": 1, "others": {', "metadata", "cameras must be an object, got 1"),
+        (
+            '"left_mp4_path": ',
+            '"left_mp4_path": 5, "other": ',
+            "metadata",
+            "left_mp4_path must be a path or null, got 5",
+        ),
     ],
 )
 def test_faults_of_the_metadata(root: Path, old: str, new: str, kind: str, message: str) -> None:
