@@ -18,7 +18,7 @@ from armworld.evaluation.cells import TASKS, Cell, env_id_of, find_env, run_cell
 from armworld.evaluation.episodes import EpisodeResult
 from armworld.sim_assets.catalog import LABS, OBJECTS
 from armworld.sim_assets.physics import TIMESTEP
-from armworld.types import check_name, check_numbers, require
+from armworld.types import check_name, check_numbers
 
 THRESHOLDS = {"reach": 0.04}  # m; the other tasks are judged by where the object is
 
@@ -57,8 +57,6 @@ class Setup:
     def __post_init__(self) -> None:
         check_numbers(self, "workers", "max_steps", least=1)
         check_numbers(self, "step_seconds", above=0)
-        if self.ray is not None:
-            require("ray", "ray")
         check_numbers(self, "image_size", least=IMAGE_SIZES[0], most=IMAGE_SIZES[1])
 
     @property

@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,3 +126,25 @@ def test_a_window_needs_a_display(monkeypatch) -> None:
         view.view(ViewConfig(window="window"))
     with pytest.raises(ValueError, match="armworld/Grasp-v0"):
         view.view(ViewConfig(env="armworld/Grab-v0", window="page"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"port": 65536}, "port must be at least 0 and at most 65535, got 65536"),
+        ({"image_size": 0}, "image_size must be at least 16 and at most 1280, got 0"),
+        ({"seconds": float("nan")}, "seconds must be at least 0, got nan"),
+    ],
+)
+def test_bad_numbers_are_named_before_anything_is_opened(changes: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        ViewConfig(**changes)
+
+
+def test_a_port_in_use_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(view, "Stage", lambda config: SimpleNamespace(close=lambda: None))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"no page at port {port} .*: give another --port; 0 takes any"):
+            view.view(ViewConfig(window="page", port=port))

@@ -341,3 +341,35 @@ def test_the_doctors_probe_knows_which_frames_are_of_one_episode(monkeypatch: py
     examine(world, signed, Travel(samples.z, samples.states, samples.actions), stills(world), np.random.default_rng(0))
     ((features, groups),) = asked
     np.testing.assert_array_equal(features[:, 0, 0], groups)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"text", "npy", "other"])
+def test_what_is_no_recorded_step_is_named(content: bytes | str, tmp_path: Path) -> None:
+    path = tmp_path / "step.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3)) if content == "npy" else np.savez(file, images=np.zeros(3))
+    with pytest.raises(ValueError, match=r"step\.npz is no \.npz with observations and states"):
+        load_step(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "told"),
+    [
+        (DoctorConfig, {"far_seconds": float("nan")}, "far_seconds must be above 0, got nan"),
+        (DoctorConfig, {"task": "CartPole-v1"}, "unknown task 'CartPole-v1'; valid: reach"),
+        (DoctorConfig, {"level": "wild"}, "unknown level 'wild'"),
+        (DoctorConfig, {"seed": -1}, "seed must be at least 0, got -1"),
+        (DoctorConfig, {"planner": True, "samples": 0}, "2 <= elites <= samples"),
+        (LandscapeConfig, {"seed": -1}, "seed must be at least 0, got -1"),
+        (LandscapeConfig, {"reach_m": float("nan")}, "reach_m must be above 0, got nan"),
+        (LandscapeConfig, {"planner": "random"}, "unknown planner that samples 'random'; .*random_shooting"),
+        (LandscapeConfig, {"objective": "finale"}, "unknown objective 'finale'"),
+        (LandscapeConfig, {"task": "CartPole-v1"}, "not of armworld's interface"),
+    ],
+)
+def test_bad_settings_are_named_before_the_model_is_loaded(make: Any, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make("nowhere", **changes)

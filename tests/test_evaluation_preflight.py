@@ -105,8 +105,18 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     for azimuths in ("-30,30", "30,0"):  # the rig's own is one too
         with pytest.raises(ValueError, match="one camera"):
             preflight(PreflightConfig(azimuth=azimuths, out=tmp_path), Console(quiet=True))
-    with pytest.raises(ValueError, match=r"nowhere\.png"):
-        PreflightConfig(reference=tmp_path / "nowhere.png")
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("nowhere.png", "text.png"):
+        with pytest.raises(ValueError, match=rf"{name} is not a picture that can be read"):
+            PreflightConfig(reference=tmp_path / name)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        PreflightConfig(seed=-1)
+    with pytest.raises(ValueError, match="unknown camera to place 'wrist'; valid: left, right"):
+        PreflightConfig(camera="wrist")
+    with pytest.raises(ValueError, match="unknown camera of the cell 'front'; valid: left, right, wrist"):
+        PreflightConfig(sim=True, camera="front")
+    with pytest.raises(ValueError, match="camera placement needs elevation"):
+        PreflightConfig(elevation="80")
     with pytest.raises(ValueError, match="--workspace is for a robot cell"):
         PreflightConfig(workspace=(0, 0, 0, 1, 1, 1))
     with pytest.raises(ValueError, match="--elevation is for the simulated cell"):

@@ -87,6 +87,23 @@ def test_axes_are_lists_ranges_or_one_value() -> None:
             parse_axis("azimuth", text)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"episodes": 0}, "episodes must be at least 1, got 0"),
+        ({"moves": 1}, "moves must be at least 2, got 1"),
+        ({"task": "CartPole-v1"}, "not of armworld's interface"),
+        ({"camera": "wrist"}, "unknown camera to place 'wrist'"),
+        ({"elevation": "80"}, "camera placement needs elevation"),
+        ({"execute": 0}, "execute must be at least 1, got 0"),
+    ],
+)
+def test_bad_settings_are_named_beforehand(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        CameraSweep(**changes)
+
+
 def test_no_number_of_a_sweep_is_minus_zero() -> None:
     assert [signed(value, 1) for value in (-0.04, 0.0, -0.06)] == ["+0.0", "+0.0", "-0.1"]
     assert [f"{value:g}" for value in parse_axis("azimuth", "-0,3")] == ["0", "3"]

@@ -264,8 +264,10 @@ def test_bad_settings_are_named(tmp_path: Path) -> None:
         DeployConfig(sim=True, agent="expert", jog="always")
     with pytest.raises(ValueError, match="agent 'octo' plans on none"):
         DeployConfig(sim=True, agent="octo", jog="always")
-    with pytest.raises(ValueError, match=r"nowhere\.png is not a picture that can be read"):
-        DeployConfig(sim=True, reference=tmp_path / "nowhere.png")
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("nowhere.png", "text.png"):
+        with pytest.raises(ValueError, match=rf"{name} is not a picture that can be read"):
+            DeployConfig(sim=True, reference=tmp_path / name)
 
 
 def answering(mark: str | None, drivers: list[Driver]) -> Callable[..., tuple[Jogs, Reading] | None]:

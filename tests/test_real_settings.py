@@ -12,16 +12,18 @@ from armworld.evaluation.setup import Setup, make_cell
 from armworld.real import drawn
 from armworld.real.agents import ServoAgent, agent_settings, build_agent
 from armworld.real.cameras import Framing
-from armworld.real.deploy import DeployConfig
+from armworld.real.deploy import DeployConfig, deploy
 from armworld.real.drawn import draw_task
 from armworld.real.goal import GoalConfig
 from armworld.real.goals import load_goal, save_goal
+from armworld.real.replay import ReplayConfig, replay
 from armworld.real.sim_block import RobotSample, SharedBlock
 from armworld.real.sim_camera import Twin
 from armworld.real.sim_hand import CLOSEDNESS, OPENING_M, closedness_at
 from armworld.real.sim_server import parse
 from armworld.types import Goal
 
+NAN = float("nan")
 DOWN = np.array([0.45, 0.0, 0.35, np.pi, 0.0, 0.0, 0.0])
 
 
@@ -58,6 +60,18 @@ def test_goals_that_are_pictures_have_their_gripper_read() -> None:
         ({"task": "reach_with_object"}, "'reach_with_object'; valid: "),
         ({"task": "grasp", "object": "none"}, "grasp needs an --object"),
         ({"task": "grasp", "done_m": 0.01}, "--done-m"),
+        ({"lab": "lab9"}, "unknown lab 'lab9'; valid: lab1, lab2"),
+        ({"object": "pan"}, "unknown object 'pan'; valid: cup, box, bottle, none"),
+        ({"page_port": 65536}, "page_port must be at least 0 and at most 65535, got 65536"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"done_m": NAN}, "done_m must be at least 0, got nan"),
+        ({"image_size": 3}, "image_size must be at least 16 and at most 1280, got 3"),
+        ({"step_seconds": NAN}, "step_seconds must be at least 0, got nan"),
+        ({"force_threshold": 0.0}, r"force_threshold must be above 0, got 0\.0"),
+        ({"goal": (Path("a"),), "budgets": (0,)}, "budgets must be at least 1 step each"),
+        ({"agent": "cem", "max_yaw": NAN}, "max_yaw must be at least 0, got nan"),
+        ({"agent": "cem", "execute": 0}, "execute must be at least 1, got 0"),
+        ({"agent": "cem", "bank": Path("b")}, "--bank, .* goes with --subgoals-from bank"),
         ({"goal": (Path("a"), Path("b")), "done_m": 0.01}, "--done-m"),
     ],
 )
@@ -111,6 +125,54 @@ def test_a_state_to_drive_to_in_other_units_or_out_of_the_box_is_refused(state, 
 def test_limits_that_cannot_be_are_refused_before_a_device_is_touched(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"max_speed must|max_tilt must|low < high"):
         GoalConfig(sim=True, out=tmp_path / "goal", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_tilt": NAN}, "max_tilt must be positive"),
+        ({"page_host": "no.such.host.invalid"}, "no page can be served at --page-host no.such"),
+        ({"goal": (Path("nowhere"),)}, "no goal at nowhere"),
+    ],
+)
+def test_a_deployment_that_cannot_be_starts_no_robot(changes: dict, message: str, tmp_path: Path, monkeypatch):
+    def started(*_: object) -> None:
+        raise AssertionError("the robot was started")
+
+    monkeypatch.setattr("armworld.real.deploy.open_cell", started)
+    with pytest.raises(ValueError, match=message):
+        deploy(DeployConfig(sim=True, out=tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_goals_are_captured_with_objects_and_labs_that_there_are() -> None:
+    with pytest.raises(ValueError, match="unknown lab 'lab9'; valid: lab1, lab2"):
+        GoalConfig(sim=True, lab="lab9")
+    with pytest.raises(ValueError, match="unknown object 'pan'; valid: cup, box, bottle, none"):
+        GoalConfig(sim=True, object="pan")
+
+
+def test_cameras_of_a_cell_have_names_of_their_own() -> None:
+    box = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
+    cameras = ("left=opencv:0", "left=opencv:1")
+    with pytest.raises(ValueError, match="--cameras must have names of their own, got left, left"):
+        GoalConfig(host="172.16.0.2", workspace=box, fingertips=box, cameras=cameras)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"out": Path("out")}, "give --sim too"), ({"sim": True, "out": Path()}, "holds files already; give another")],
+)
+def test_where_a_replay_is_logged_must_make_sense(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReplayConfig(Path("log"), **settings)
+
+
+def test_a_log_without_its_limits_is_named(tmp_path: Path) -> None:
+    (tmp_path / "header.json").write_text("{}")
+    (tmp_path / "journal.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="the log's header does not say the limits"):
+        replay(ReplayConfig(tmp_path))
 
 
 def test_the_expert_grips_fully_but_only_where_the_arm_has_arrived() -> None:
