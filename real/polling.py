@@ -76,7 +76,10 @@ class Poller(Generic[Reading]):
 
 
 def call_with_timeout(call: Callable[[], object], timeout_s: float, what: str) -> None:
-    """Run a call that may hang inside a driver; raise DeviceError when it does, or what it raised."""
+    """Run a call that may hang inside a driver; raise DeviceError when it does, or what it raised.
+
+    What the call holds is let go once the error is handled: a robot that is still referred to stays connected.
+    """
     failure: list[Exception] = []
 
     def run() -> None:
@@ -91,4 +94,5 @@ def call_with_timeout(call: Callable[[], object], timeout_s: float, what: str) -
     if thread.is_alive():
         raise DeviceError(f"{what} did not answer within {timeout_s} s")
     if failure:
-        raise DeviceError(f"{what}: {failure[0]}") from failure[0]
+        error = failure.pop()  # the list is in a frame of the error's own traceback, which would keep itself alive
+        raise DeviceError(f"{what}: {error}") from error

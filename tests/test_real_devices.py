@@ -6,9 +6,11 @@ and reads a film.
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,7 @@ from armworld.real.cameras import Framing, OpenCVCamera, RealSenseCamera, Record
 from armworld.real.fakes import FakeArm, FakeCamera, FakeGripper, PtyRobotiq
 from armworld.real.franky_arm import FrankyArm
 from armworld.real.grippers import FrankaHand, Robotiq2F85
+from armworld.real.polling import call_with_timeout
 from armworld.real.protocols import Arm, Camera, DeviceError, DeviceLost, Gripper
 
 DEVICES: list[tuple[Any, type, str]] = [
@@ -262,3 +265,22 @@ def test_the_folder_imports_neither_robosuite_nor_the_trainers() -> None:
 def test_a_refused_address_is_a_device_error_at_once() -> None:
     with pytest.raises(DeviceError):
         Robotiq2F85("/dev/no-such-port").connect()
+
+
+def test_what_a_failed_call_held_is_let_go_at_once() -> None:
+    """A robot that waits for the garbage collector keeps its connection, and the next one would wait for ever."""
+
+    class Robot:
+        def join(self) -> None:
+            raise RuntimeError("the motion was aborted")
+
+    robot = Robot()
+    gone = weakref.ref(robot)
+    gc.disable()
+    try:
+        with pytest.raises(DeviceError, match="the last motion: the motion was aborted") as caught:
+            call_with_timeout(robot.join, 5.0, "the last motion")
+        del caught, robot
+        assert gone() is None
+    finally:
+        gc.enable()
