@@ -132,6 +132,7 @@ CASES: dict[str, tuple[dict, Callable[[str], bool]]] = {
     "last block": ({"trainable_blocks": 1}, LAST),
     "adapters": ({"lora_rank": 2}, lambda name: name.startswith("predictor_blocks") and name.endswith("weight")),
 }
+POSES = "extrinsics_encoder.weight", "extrinsics_encoder.bias"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -151,6 +152,15 @@ def test_fine_tuning_starts_from_a_checkpoint_and_trains_what_it_should(base, ca
     world = load_world_model(tuned)
     assert world.predictor.config.width == base.width
     assert world.rollout(torch.zeros(1, 1, 16, 48), torch.zeros(1, 1, 7), torch.zeros(1, 2, 1, 7)).z.isfinite().all()
+
+
+@pytest.mark.parametrize("part", [{"trainable_blocks": 1}, {"lora_rank": 2}])
+def test_a_pose_token_that_the_checkpoint_lacks_is_learned_beside_what_else_is(base, part, tmp_path):
+    if "lora_rank" in part:
+        pytest.importorskip("peft")
+    model = str(base.out / "model")
+    with_poses = replace(base, out=tmp_path / "run", init=model, encoder=None, extrinsics=True, steps=2, **part)
+    assert changed(base.out / "model", posttrain(with_poses)).issuperset(POSES)
 
 
 def test_interrupted_adapters_resume_exactly(base, tmp_path):

@@ -223,6 +223,8 @@ def tuned_predictor(config: PosttrainConfig, encoder: Encoder, initial: ACPredic
         add_lora(predictor, config.lora_rank)
     if predictor.state_head is not None and not config.state_loss:
         predictor.state_head.requires_grad_(False)
+    if config.extrinsics and not initial.config.extrinsics:
+        predictor.extrinsics_encoder.requires_grad_(True)  # untrained so far, whatever else stays as it is
     return predictor
 
 
