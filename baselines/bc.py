@@ -41,7 +41,7 @@ from armworld.baselines.policy import SIZES, Batch, Policy, PolicyConfig, policy
 from armworld.datasets.clips import check_clips, load_frames
 from armworld.datasets.droid import find_episodes
 from armworld.datasets.store import PRELOAD_SHARE, Store, split_recordings
-from armworld.types import check_name, check_numbers
+from armworld.types import check_folder, check_name, check_numbers
 from armworld.worldmodel.checkpoint import save_parts
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.frozen import open_encoder, open_features
@@ -51,7 +51,6 @@ from armworld.worldmodel.training import (
     Processes,
     TrainingConfig,
     TrainingRun,
-    check_folder,
     check_optimizer,
     make_optimizer,
     pick_device,

@@ -35,7 +35,7 @@ def dataset_folder(root: Path, config: Mapping[str, Any], licence: str = LICENCE
     Raises:
         ValueError: As `start_card`, or another process writes there now.
     """
-    check_folder(root, config)  # before the lock, which is a file too
+    check_card(root, config)  # before the lock, which is a file too
     with exclusive(root):
         clear_partial(root)
         start_card(root, config, licence)
@@ -56,15 +56,15 @@ def start_card(root: Path, config: Mapping[str, Any], licence: str = LICENCE) ->
         licence: Of the data: our own, or that of what is imported.
 
     Raises:
-        ValueError: As `check_folder`.
+        ValueError: As `check_card`.
     """
-    check_folder(root, config)
+    check_card(root, config)
     if not _has_episodes(root) or not (root / "card.json").exists():
         about = {"version": CARD_VERSION, "licence": licence, "commit": commit(), "config": plain(config)}
         write_json(root / "card.json", about)
 
 
-def check_folder(root: Path, config: Mapping[str, Any]) -> None:
+def check_card(root: Path, config: Mapping[str, Any]) -> None:
     """Whether a dataset of this configuration may be begun or gone on with in `root`; nothing is written.
 
     A card without any episode binds nobody: its dataset never began.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from armworld.evaluation.files import read_json
+from armworld.types import check_folder
 
 # What a folder holds, and the paths in it that tell; the first that is found counts. Runs that were interrupted have
 # their cells only.
@@ -33,18 +33,9 @@ def held_by(folder: Path) -> str | None:
     return next((what for what, marks in HOLDINGS if any(any(folder.glob(mark)) for mark in marks)), None)
 
 
-def check_folder(out: Path) -> None:
-    """Raise ValueError where `out` cannot become a folder that is written to."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"--out {out}: {there} is a file; expected a folder, new or empty")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out}: {there} cannot be written to; give another folder")
-
-
 def check_out(out: Path, verb: str) -> None:
     """`check_folder`, and a ValueError where `out` holds anything but results of the same verb, which it may go on."""
-    check_folder(out)
+    check_folder("out", out)
     what = held_by(out)
     if what not in (None, f"results of {verb}"):
         raise ValueError(f"--out {out} holds {what}, which {verb} would write over; give another folder")

@@ -25,7 +25,6 @@ from armworld.datasets.episode import EpisodeError
 from armworld.evaluation.agents import USUAL, AgentSettings, load_model
 from armworld.evaluation.configuring import check_agent
 from armworld.evaluation.files import commit, plain, write_json
-from armworld.evaluation.folders import check_folder
 from armworld.evaluation.preflight_page import print_marks, read_picture
 from armworld.real import drawn
 from armworld.real.agent_process import AgentLink, AgentProcess
@@ -42,7 +41,7 @@ from armworld.real.page import LAST_PORT, LivePage, check_address
 from armworld.real.preflight import Preflight, preflight
 from armworld.real.session import ENDED_WELL, Session
 from armworld.real.setup import CellConfig, check_table, parse_camera
-from armworld.types import Goal, check_name, check_numbers
+from armworld.types import Goal, check_folder, check_name, check_numbers
 
 PATIENCE_S = 10.0  # beyond the age that a plan may have, before an agent counts as hung
 REACHED_M = 0.05  # a reach that ends so near its goal's state is logged as a success
@@ -160,7 +159,7 @@ def deploy(config: DeployConfig, console: Console | None = None, ask: Callable[[
             the agent did not begin.
     """
     console = console or Console()
-    check_folder(config.out)
+    check_folder("out", config.out)
     if config.page:
         check_address(config.page_host, config.page_port)
     facts = model_facts(config, config.agent, config.model)

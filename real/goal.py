@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from armworld.evaluation.folders import check_folder
 from armworld.real.cell import Cell, StopRequest
 from armworld.real.driving import Driver
 from armworld.real.gate import SafetyGate, unit_reasons
@@ -27,6 +26,7 @@ from armworld.real.limits import Box
 from armworld.real.opening import confirm_live, open_cell, signals, told
 from armworld.real.preflight import Preflight, preflight
 from armworld.real.setup import CellConfig, check_table
+from armworld.types import check_folder
 
 STEP_S = 0.25  # of an action, where nothing else is asked for
 
@@ -62,7 +62,7 @@ class GoalConfig(CellConfig):
             _check_state(np.array(self.state), limits.workspace)
         if self.out.exists():
             raise ValueError(f"{self.out} exists already; give another --out")
-        check_folder(self.out)
+        check_folder("out", self.out)
 
 
 def _check_state(state: np.ndarray, workspace: Box) -> None:

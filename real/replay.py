@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from armworld.evaluation.folders import check_folder
 from armworld.real.agent_process import InlineAgent
 from armworld.real.agents import ReplayAgent, ServoAgent
 from armworld.real.cell import SessionConfig
@@ -25,7 +24,7 @@ from armworld.real.opening import told
 from armworld.real.session import FAULTS, Session
 from armworld.real.setup import sim_cell
 from armworld.real.simulated import SimulatedConfig, SimulatedRobot
-from armworld.types import Goal
+from armworld.types import Goal, check_folder
 
 AGREE = 1e-9  # metres, radians, closedness
 
@@ -111,7 +110,7 @@ def replay(config: ReplayConfig, console: Console | None = None) -> int:
     """Judge the log again, and repeat it if asked. Exit code 1 if a decision differs."""
     console = console or Console()
     if config.out is not None:
-        check_folder(config.out)
+        check_folder("out", config.out)
     rows = read_journal(config.log)[1]
     differences = judge_again(config.log)
     for line in differences:

@@ -93,6 +93,6 @@ def test_every_verb_refuses_the_results_of_another(verb: str, tmp_path: Path) ->
 @pytest.mark.parametrize("verb", [*VERBS, *OTHERS])
 def test_every_verb_refuses_to_write_into_a_file(verb: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match=r"--out .*file/out: .*file is a file; expected a folder"):
+    with pytest.raises(ValueError, match=r"out must be a folder, but .*file is a file"):
         (VERBS | OTHERS)[verb](tmp_path / "file" / "out")
     assert (tmp_path / "file").read_text() == "mine"

@@ -16,7 +16,7 @@ from torch import Tensor
 from armworld.datasets.clips import check_clips
 from armworld.datasets.features import FeatureCache, FeatureClips, encoder_hash
 from armworld.pose import action_between
-from armworld.types import check_numbers
+from armworld.types import check_folder, check_numbers
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
@@ -26,7 +26,6 @@ from armworld.worldmodel.training import (
     Processes,
     TrainingConfig,
     TrainingRun,
-    check_folder,
     make_optimizer,
     pick_device,
     plot_metrics,

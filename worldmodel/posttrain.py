@@ -23,7 +23,7 @@ from armworld.datasets.clips import check_clips
 from armworld.datasets.features import FeatureClips, encoder_hash
 from armworld.datasets.store import PRELOAD_SHARE
 from armworld.pose import action_between
-from armworld.types import check_numbers, require
+from armworld.types import check_folder, check_numbers, require
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_checkpoint, save_world_model
@@ -39,7 +39,6 @@ from armworld.worldmodel.training import (
     Processes,
     TrainingConfig,
     TrainingRun,
-    check_folder,
     check_optimizer,
     make_optimizer,
     pick_device,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from armworld.evaluation.files import plain, write_json
 from armworld.evaluation.statistics import wilson_interval
-from armworld.types import check_name, check_numbers
+from armworld.types import check_folder, check_name, check_numbers
 from armworld.worldmodel.attentive_probe import AttentiveProbe
 from armworld.worldmodel.clip_sources import frames_at, open_video
 from armworld.worldmodel.encoder import Encoder, pixels_to_clip
@@ -37,7 +37,7 @@ from armworld.worldmodel.labelled_videos import (
 )
 from armworld.worldmodel.processes import check_device, check_dtype, pick_device, precision
 from armworld.worldmodel.sizes import TUBELET, check_image_size
-from armworld.worldmodel.training import LAST_SEED, check_folder, parameter_groups, warmup_cosine
+from armworld.worldmodel.training import LAST_SEED, parameter_groups, warmup_cosine
 
 ENCODE_BATCH = 8  # videos
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from armworld.datasets.files import exclusive
 from armworld.jobs import interruption_flag
-from armworld.types import check_numbers
+from armworld.types import check_folder, check_numbers
 from armworld.worldmodel.metrics import Metrics, plot_metrics, read_metrics
 from armworld.worldmodel.optimizers import Optimizers, check_optimizer, make_optimizer, parameter_groups
 from armworld.worldmodel.processes import (
@@ -48,7 +48,6 @@ __all__ = [
     "Processes",
     "TrainingConfig",
     "TrainingRun",
-    "check_folder",
     "check_optimizer",
     "make_optimizer",
     "parameter_groups",
@@ -59,15 +58,6 @@ __all__ = [
     "warmup_constant_decay",
     "warmup_cosine",
 ]
-
-
-def check_folder(name: str, folder: Path, written: bool = True) -> None:
-    """A ValueError where `folder`, or what it is to lie in, is no folder or (to be `written`) belongs to others."""
-    there = next(path for path in (folder, *Path(folder).absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"{name} must be a folder, but {there} is a file")
-    if written and not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{name} must be a folder that can be written, but {there} cannot")
 
 
 @dataclass
@@ -166,7 +156,7 @@ class TrainingConfig:
         check_numbers(self, "seed", least=0, most=LAST_SEED)
         check_device(self.device)
         check_dtype(self.dtype)
-        check_folder("out", self.out)
+        check_folder("out", Path(self.out))
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed. `FREE` may change: where it runs, on what and for how long; what

@@ -12,8 +12,10 @@ An observation is a plain dict, the same in simulation, in a dataset and on a re
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -82,6 +84,15 @@ def check_numbers(
         if value is None or (math.isfinite(value) and above < value < below and least <= value <= most):
             continue
         raise ValueError(f"{name} must be {told or 'finite'}, got {value}")
+
+
+def check_folder(name: str, folder: Path, written: bool = True) -> None:
+    """A ValueError where `folder`, or what it is to lie in, is no folder or (to be `written`) belongs to others."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{name} must be a folder, but {there} is a file")
+    if written and not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name} must be a folder that can be written, but {there} cannot")
 
 
 def require(module: str, extra: str):
