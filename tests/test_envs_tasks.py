@@ -303,3 +303,35 @@ def test_a_goal_is_what_the_expert_leaves(task: str) -> None:
     goal = info["goal"].observations[-1]
     assert np.array_equal(observation["left"], goal["left"]) and np.array_equal(observation["state"], goal["state"])
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("solved", "success"), [("111", "001"), ("110111", "000001"), ("0111101", "0001100"), ("1011011", "0000000")]
+)
+def test_success_is_the_predicate_three_steps_in_a_row(
+    reach: ArmEnv, monkeypatch: pytest.MonkeyPatch, solved: str, success: str
+) -> None:
+    reach.reset(seed=2)
+    marks = iter(solved)
+    monkeypatch.setattr(reach.task, "solved", lambda simulator: next(marks) == "1")
+    told = [reach.step(np.zeros(7))[4] for _ in solved]
+    assert "".join(str(int(info["solved"])) for info in told) == solved
+    assert "".join(str(int(info["success"])) for info in told) == success
+
+
+def test_the_dwell_starts_again_with_another_goal_and_is_restored_with_its_moment(
+    reach: ArmEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach.reset(seed=2)
+    monkeypatch.setattr(reach.task, "solved", lambda simulator: True)
+
+    def steps(count: int) -> list[bool]:
+        return [reach.step(np.zeros(7))[4]["success"] for _ in range(count)]
+
+    assert steps(2) == [False, False]
+    moment = reach.save_state()
+    assert steps(2) == [True, True]
+    reach.restore_state(moment)
+    assert steps(1) == [True]
+    reach.set_goal(moment)
+    assert steps(3) == [False, False, True]

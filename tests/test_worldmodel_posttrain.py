@@ -11,13 +11,13 @@ import torch.nn.functional as F
 
 from armworld.datasets.droid import write_episode
 from armworld.datasets.episode import Episode
-from armworld.pose import apply_action
+from armworld.pose import action_between, apply_action
 from armworld.worldmodel.ac_predictor import ACPredictor
 from armworld.worldmodel.blocks import normalize
 from armworld.worldmodel.checkpoint import load_checkpoint, load_world_model
 from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.posttrain import PosttrainConfig, posttrain, predictor_config
-from armworld.worldmodel.prediction_loss import PredictionLoss
+from armworld.worldmodel.prediction_loss import ACTION_SCALE, PredictionLoss
 from armworld.worldmodel.sizes import ACPredictorConfig, encoder_config
 from armworld.worldmodel.training import read_metrics
 
@@ -170,3 +170,31 @@ def test_without_our_options_the_predictor_is_the_published_one(data, tmp_path):
     trained = load_checkpoint(posttrain(config)).predictor
     assert trained is not None
     assert trained.config == ACPredictorConfig(48, 48, 2, 2, image_size=(64, 64))
+
+
+def test_a_clip_that_is_too_short_has_no_rollout_part(predictor):
+    """The frame that a rollout of T steps ends at is the one after them."""
+    z, states, actions = clip(frames=4)
+    assert "rollout" in PredictionLoss(predictor, rollout=3)(z, states, actions)
+    for frames in (2, 3):
+        parts = PredictionLoss(predictor, rollout=3)(z[:, :frames], states[:, :frames], actions[:, : frames - 1])
+        assert set(parts) == {"loss", "teacher_forcing"} and parts["loss"] == parts["teacher_forcing"]
+
+
+def test_the_optional_terms_are_weighed_and_in_units_of_typical_actions():
+    torch.manual_seed(0)
+    sizes = ACPredictorConfig(16, width=24, depth=1, heads=2, image_size=(32, 32), state_head=True)
+    loss = PredictionLoss(ACPredictor(sizes), rollout=2, state_weight=0.3, inverse_weight=0.7)
+    z, states, _ = clip()
+    states = 0.3 * states
+    actions, unit = action_between(states[:, :-1], states[:, 1:]), torch.tensor(ACTION_SCALE)
+    assert loss.inverse is not None
+    with torch.no_grad():
+        loss.inverse.out.weight.zero_()
+        loss.inverse.out.bias.zero_()  # reads "no action" from whatever it sees
+    parts = loss(z, states, actions)
+    torch.testing.assert_close(parts["inverse"], (actions * unit).abs().mean())
+    assert float(loss._state(actions, states)) == 0
+    torch.testing.assert_close(loss._state(0.5 * actions, states), 0.5 * (actions * unit).abs().mean())
+    whole = parts["teacher_forcing"] + parts["rollout"] + 0.3 * parts["state"] + 0.7 * parts["inverse"]
+    torch.testing.assert_close(parts["loss"], whole)
