@@ -29,12 +29,12 @@ VIEWS = {"vary_azimuth": 60.0, "vary_elevation": 5.0, "vary_look_at": 0.03}
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("recorded") / "a"
-    collect(CollectConfig(root, episodes=2, workers=1, steps=2, image_size=32, behaviours=Mix(play=1, reach=0)))
+    collect(CollectConfig(root, episodes=2, workers=1, steps=2, image_size=64, behaviours=Mix(play=1, reach=0)))
     return root
 
 
 def render(source: Path, out: Path, **settings: object) -> list[Episode]:
-    rerender(RerenderConfig(source, out, 32, workers=1, **settings))  # type: ignore[arg-type]
+    rerender(RerenderConfig(source, out, 64, workers=1, **settings))  # type: ignore[arg-type]
     assert validate(out) == []
     return [read_episode(folder) for folder in find_episodes(out)]
 
@@ -70,10 +70,10 @@ def test_views_resume_and_repeat_and_can_be_trained_on_together(source: Path, tm
         np.testing.assert_array_equal(a.frames["left"], b.frames["left"])
         np.testing.assert_array_equal(a.extrinsics["left"], d.extrinsics["left"])
         assert not np.array_equal(a.extrinsics["left"], c.extrinsics["left"])
-    clips = open_clips([source, tmp_path / "b", tmp_path / "c"], 32, 0.25)  # the episodes' names do not clash
-    assert clips.sample(np.random.default_rng(0), 2, 2).shape == (2, 2, 32, 32, 3)
+    clips = open_clips([source, tmp_path / "b", tmp_path / "c"], 64, 0.25)  # the episodes' names do not clash
+    assert clips.sample(np.random.default_rng(0), 2, 2).shape == (2, 2, 64, 64, 3)
     with pytest.raises(ValueError, match="another configuration"):
-        rerender(RerenderConfig(source, tmp_path / "b", 32, workers=1, vary_azimuth=30))
+        rerender(RerenderConfig(source, tmp_path / "b", 64, workers=1, vary_azimuth=30))
 
 
 def test_clips_in_the_cameras_frame_need_to_know_where_it_stood(source: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_another_scene_than_the_recorded_one_is_refused(source: Path, tmp_path: 
     metadata["simulation"]["draws"]["variation"]["cameras"]["left"]["azimuth"] += 40
     path.write_text(json.dumps(metadata))
     with pytest.raises(EpisodeError, match="draws another scene"):
-        rerender(RerenderConfig(tmp_path / "a", tmp_path / "b", 32, workers=1))
+        rerender(RerenderConfig(tmp_path / "a", tmp_path / "b", 64, workers=1))
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,6 @@ def test_what_the_recorded_scene_refuses_begins_no_folder(
 
 def test_frames_keep_the_size_of_the_source(source: Path, tmp_path: Path) -> None:
     card = rerender(RerenderConfig(source, tmp_path / "b", workers=1))
-    assert card["config"]["image_size"] == 32
+    assert card["config"]["image_size"] == 64
     for folder in find_episodes(tmp_path / "b"):
-        assert read_episode(folder).frames["left"].shape[1:] == (32, 32, 3)
+        assert read_episode(folder).frames["left"].shape[1:] == (64, 64, 3)
