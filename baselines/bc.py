@@ -128,7 +128,7 @@ class BCTrainConfig(TrainingConfig):
         check_numbers(self, "held_out", above=0, below=1)
         check_name("treatment of actions past the goal", self.past_goal, PAST_GOAL)
         if self.cache is not None:
-            check_folder("cache", self.cache)
+            check_folder("cache", self.cache, written=False)
         if self.encoder is None and (self.layers, self.cache) != (None, None):
             raise ValueError("layers and cache are about features: name the encoder with --encoder")
 
