@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_real_gate import DOWN, GATE, LIMITS, act, judge, situation, view
 
 from armworld.pose import apply_action
-from armworld.real.gate import unit_reasons
+from armworld.real.gate import SafetyGate, unit_reasons
 
 STEP_M = LIMITS.max_speed * LIMITS.step_seconds
 STEP_RAD = LIMITS.max_rotation_rate * LIMITS.step_seconds
@@ -129,3 +130,11 @@ def test_a_gripper_that_still_moves_is_no_stalled_one() -> None:
         decision = judge(act(grip=0.3), state, commanded=commanded, gripper_moved_s=moved_s)
         assert ("gripper_stall" in decision.codes) == stalled
         assert decision.target[6] == pytest.approx(0.5 if stalled else 0.8)
+
+
+@pytest.mark.parametrize(("grip", "target"), [(0.2, 0.6), (0.5, 0.65), (-0.5, 0.15), (-0.1, 0.3)])
+def test_a_slow_gripper_gets_as_far_as_its_rate_allows_in_a_step(grip: float, target: float) -> None:
+    gate = SafetyGate(dataclasses.replace(LIMITS, max_closedness_rate=1.0))  # a quarter of the stroke in 0.25 s
+    decision = gate.check(act(grip=grip), situation(np.array([*DOWN[:6], 0.4])))
+    assert decision.target[6] == pytest.approx(target)
+    assert decision.codes == (("gripper_rate",) if abs(grip) > 0.25 else ())

@@ -198,3 +198,17 @@ def test_the_optional_terms_are_weighed_and_in_units_of_typical_actions():
     torch.testing.assert_close(loss._state(0.5 * actions, states), 0.5 * (actions * unit).abs().mean())
     whole = parts["teacher_forcing"] + parts["rollout"] + 0.3 * parts["state"] + 0.7 * parts["inverse"]
     torch.testing.assert_close(parts["loss"], whole)
+
+
+def test_a_frame_is_imagined_from_the_camera_that_saw_the_one_before():
+    """Cameras that move within a clip: each step is told its own."""
+    torch.manual_seed(0)
+    predictor = ACPredictor(ACPredictorConfig(16, width=24, depth=1, heads=2, image_size=(32, 32), extrinsics=True))
+    z, states, actions = clip()
+    cameras = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
+    parts = PredictionLoss(predictor, rollout=2)(z, states, actions, cameras)
+    forced = normalize(predictor(z[:, :3], actions, states[:, :3], cameras[:, :3]).z)
+    torch.testing.assert_close(parts["teacher_forcing"], F.l1_loss(forced, z[:, 1:]))
+    context = torch.cat([z[:, :1], forced[:, :1]], 1)
+    latest = normalize(predictor(context, actions[:, :2], states[:, :2], cameras[:, :2]).z[:, -1])
+    torch.testing.assert_close(parts["rollout"], F.l1_loss(latest, z[:, 2]))
