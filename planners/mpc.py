@@ -40,7 +40,7 @@ class AgentConfig:
             the gripper not at all. "arrival": when the hand is within `arrive_within` metres of the sub-goal's and the
             gripper within `arrive_grip`, as the aligned objective reads them. Both at the latest after `patience` times
             the budget.
-        switch_energy, switch_holds, patience, arrive_within, arrive_grip: See `schedule`.
+        switch_energy, switch_holds, patience, arrive_within, arrive_grip: See `schedule`; no energy is below 0.
         rest: At the last sub-goal, by the same measure, hold still until the hand is twice as far off: open fingers
             that go on correcting around what they have placed touch it. Needs the aligned objective.
         context: Frames (the present one and those before) that the model sees; fewer at the episode's start.
@@ -82,7 +82,7 @@ class AgentConfig:
         check_numbers(self, "execute_steps", "context", "switch_holds", least=1)
         check_numbers(self, "arrived_m", "arrived_rad", "patience", "seconds_per_action", above=0)
         check_numbers(self, "arrive_within", "arrive_grip", above=0)
-        check_numbers(self, "switch_energy", least=0)
+        check_numbers(self, "switch_energy")
         if not 0 <= self.gripper_margin < 1:
             raise ValueError(f"gripper_margin must lie in [0, 1), got {self.gripper_margin}")
 

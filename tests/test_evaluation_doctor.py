@@ -312,7 +312,7 @@ def test_a_probes_penalty_is_chosen_on_episodes_that_it_was_not_fitted_to() -> N
 def test_no_probe_is_judged_by_what_it_was_fitted_to() -> None:
     """Features that tell nothing: of frames that a probe was fitted to it would read much, of others nothing."""
     world = LinearWorld(width=100)
-    samples, seen = synthetic(world), stills(LinearWorld())
+    samples, seen = synthetic(world, 12), stills(LinearWorld(), 60)
     blind = replace(samples, z=noise(12, 7, 4, 100), branch_z=noise(*samples.branch_z.shape))
     findings = examine(
         world,
@@ -336,7 +336,7 @@ def test_the_doctors_probe_knows_which_frames_are_of_one_episode(monkeypatch: py
 
     monkeypatch.setattr("armworld.evaluation.doctor.fit_probe", spy)
     world = LinearWorld()
-    samples = synthetic(world)
+    samples = synthetic(world, 12)
     signed = replace(samples, z=torch.arange(12.0)[:, None, None, None].expand(-1, 7, 4, 6))
     examine(world, signed, Travel(samples.z, samples.states, samples.actions), stills(world), np.random.default_rng(0))
     ((features, groups),) = asked

@@ -336,7 +336,7 @@ def test_a_place_of_the_hand_is_gone_to_straight() -> None:
 def test_what_it_needs_and_what_it_refuses() -> None:
     with pytest.raises(ValueError, match="needs the aligned objective and the sub-goal schedule 'arrival'"):
         VerticalAgent(OneObject(), make_planner("cem"), FinalL1(), "left", torch.Generator())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="height, deeper and depths must be positive"):
+    with pytest.raises(ValueError, match=r"height must be above 0, got 0\.0"):
         VerticalConfig(height=0.0)
     with pytest.raises(ValueError, match="retries 0, got 5 and -1"):
         VerticalConfig(retries=-1)

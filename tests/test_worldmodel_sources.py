@@ -219,13 +219,12 @@ def test_the_cooldown_is_longer_and_larger(tmp_path):
 def test_clips_too_long_for_a_source_are_refused_before_the_cooldown_asks_for_them(videos, tmp_path):
     write_dataset(tmp_path / "data", 2, rows=8)
     long = settings(tmp_path / "run", data=(tmp_path / "data",), frames=2, cooldown_frames=16)
-    with pytest.raises(ValueError, match="no episode holds 16 frames"):
+    with pytest.raises(ValueError, match=r"no episode of .* holds 16 frames"):
         pretrain(long)
     mixed = replace(long, videos=(videos,), weights=(1.0, 1e-9), cooldown_frames=8, step_seconds=0.5)
-    with pytest.raises(ClipError, match=r"no video lasts 3\.5 s, as 8 frames need"):
-        pretrain(replace(mixed, data=(), weights=()))
-    with pytest.raises(ValueError, match="no episode holds 8 frames"):
-        pretrain(replace(mixed, weights=(1e-9, 1.0)))
+    for weights in ((1.0, 1e-9), (1e-9, 1.0)):  # also where it would hardly ever be drawn
+        with pytest.raises(ClipError, match=r"no video lasts 3\.5 s, as 8 frames need"):
+            pretrain(replace(mixed, weights=weights))
     assert not (tmp_path / "run").exists()
 
 
