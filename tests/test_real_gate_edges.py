@@ -11,10 +11,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_real_gate import DOWN, GATE, LIMITS, act, judge, situation, view
+from test_real_gate import DOWN, GATE, LIMITS, act, dense_paths, judge, situation, view
 
 from armworld.pose import apply_action
-from armworld.real.gate import SafetyGate, unit_reasons
+from armworld.real.gate import SAMPLES, SafetyGate, unit_reasons
+from armworld.real.limits import Box
 
 STEP_M = LIMITS.max_speed * LIMITS.step_seconds
 STEP_RAD = LIMITS.max_rotation_rate * LIMITS.step_seconds
@@ -138,3 +139,39 @@ def test_a_slow_gripper_gets_as_far_as_its_rate_allows_in_a_step(grip: float, ta
     decision = gate.check(act(grip=grip), situation(np.array([*DOWN[:6], 0.4])))
     assert decision.target[6] == pytest.approx(target)
     assert decision.codes == (("gripper_rate",) if abs(grip) > 0.25 else ())
+
+
+@pytest.mark.parametrize(
+    ("out_m", "back_m", "told"), [(0.0045, 0.01, ()), (0.0045, 0.001, ("workspace",)), (0.0045, -0.001, ("workspace",))]
+)
+def test_an_arm_just_outside_its_box_may_come_all_the_way_back(out_m: float, back_m: float, told: tuple) -> None:
+    """Over several of the points at which its path is judged; a step that ends outside is none."""
+    decision = judge(act(x=-back_m), np.array([0.7 + out_m, *DOWN[1:]]))
+    assert decision.codes == told and decision.verdict == ("hold" if told else "pass")
+
+
+def test_a_hand_tilted_a_little_too_far_is_not_left_so() -> None:
+    state = apply_action(np.array([*DOWN[:2], 0.45, *DOWN[3:]]), act(pitch=0.74))
+    assert judge(act(pitch=-0.1), state).verdict == "pass"
+    decision = judge(act(pitch=-0.02), state)
+    assert decision.verdict == "hold" and decision.codes == ("tilt",)
+
+
+def test_a_fingertip_does_not_swing_out_of_its_box_between_the_points_that_are_judged() -> None:
+    """It turns on a circle, of which the judged points are corners: the wall stands between them and the circle."""
+    turn, limits = 0.2, dataclasses.replace(LIMITS, keep_out=())
+    first = dense_paths(DOWN[None], DOWN[None], np.zeros(1))[1][0, 0, 0, :2] - DOWN[:2]
+    towards_wall = np.pi / 2 - np.arctan2(first[1], first[0])  # the yaw at which a fingertip is farthest along y
+    for part in (0.3, 0.5, 0.7):  # where between two judged points that is
+        state = DOWN + act(yaw=towards_wall - turn * (6 + part) / (SAMPLES - 1))
+        there = apply_action(state, act(yaw=turn))
+        judged, swung = (
+            dense_paths(state[None], there[None], np.linspace(0, 1, count))[1][0, :, :, 1].max()
+            for count in (SAMPLES, 16001)
+        )
+        assert swung - judged > 1e-7
+        wall = Box((0.25, -0.35, 0.01), (0.75, (judged + swung) / 2, 0.6))
+        decision = SafetyGate(dataclasses.replace(limits, fingertips=wall)).check(act(yaw=turn), situation(state))
+        assert decision.verdict == "clip" and "fingertips" in decision.codes
+        tips = dense_paths(state[None], decision.target[None], np.linspace(0, 1, 4001))[1]
+        assert wall.outside(tips).max() <= 1e-9
