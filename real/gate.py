@@ -108,6 +108,17 @@ def check_units(units: Mapping[str, str]) -> None:
         raise ValueError(f"unknown quantities {sorted(extra)}; valid: {', '.join(ACTION_UNITS)}")
 
 
+def _off_way(state: np.ndarray, observed: np.ndarray, commanded: np.ndarray | None) -> float:
+    """How far (m) the flange is from the straight way from where the plan saw it to where it was last sent.
+
+    The last motion may still go on while the agent thinks: what is on its way there is no drift.
+    """
+    way = np.zeros(3) if commanded is None else np.asarray(commanded, float)[:3] - observed[:3]
+    gone = np.asarray(state, float)[:3] - observed[:3]
+    share = np.clip(gone @ way / max(way @ way, 1e-12), 0.0, 1.0)
+    return float(np.linalg.norm(gone - share * way))
+
+
 def unit_reasons(state: np.ndarray) -> list[tuple[str, str]]:
     """What speaks for other units than m, rad and closedness in a finite state [7]: code and sentence each."""
     reasons = []
@@ -222,9 +233,9 @@ class SafetyGate:
         if not 0 <= age <= self.limits.max_plan_age:
             text = f"the plan's observation is {age:.3f} s old, allowed {self.limits.max_plan_age}"
             reasons.append(("stale_plan", text))
-        drift = float(np.linalg.norm(situation.state[:3] - observed[:3]))
-        if drift > self.limits.max_drift:
-            text = f"the arm is {1000 * drift:.0f} mm from where the plan saw it"
+        drift = _off_way(situation.state, observed, situation.commanded)
+        if not drift <= self.limits.max_drift:
+            text = f"the arm is {1000 * drift:.0f} mm off the way from where the plan saw it to where it was sent"
             reasons.append(("drift", f"{text}, allowed {1000 * self.limits.max_drift:.0f}"))
         return reasons
 

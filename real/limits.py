@@ -79,7 +79,7 @@ class Limits:
         max_closedness_rate: Gripper, 1/s.
         tracking_m: How far outside a box the arm may stand (its tracking error) and still be led back in.
         max_frame_age, max_state_age, max_plan_age: Seconds.
-        max_drift: How far the arm may be from where the plan saw it, m.
+        max_drift: How far the arm may be from the way from where the plan saw it to where it was last sent, m.
         gripper_stall: Seconds without motion before a gripper that is off its target counts as stalled.
         min_brightness, min_contrast: Mean and standard deviation (of 255); darker frames are black.
     """

@@ -175,3 +175,26 @@ def test_a_fingertip_does_not_swing_out_of_its_box_between_the_points_that_are_j
         assert decision.verdict == "clip" and "fingertips" in decision.codes
         tips = dense_paths(state[None], decision.target[None], np.linspace(0, 1, 4001))[1]
         assert wall.outside(tips).max() <= 1e-9
+
+
+@pytest.mark.parametrize(
+    ("gone", "sent", "drifts"),
+    [
+        (act(x=0.06), act(x=0.06), False),  # the last motion ended while the agent thought
+        (act(x=0.04), act(x=0.06), False),
+        (act(x=0.06, z=0.029), act(x=0.06), False),
+        (act(x=0.06, z=0.031), act(x=0.06), True),
+        (act(x=0.091), act(x=0.06), True),
+        (act(x=-0.031), act(x=0.06), True),
+        (act(x=0.06), act(y=0.06), True),
+        (act(x=0.031), act(), True),
+        (act(x=0.031), None, True),
+        (act(), act(x=float("nan")), True),
+    ],
+)
+def test_only_what_leaves_the_way_to_where_the_arm_was_sent_is_drift(
+    gone: np.ndarray, sent: np.ndarray | None, drifts: bool
+) -> None:
+    assert LIMITS.max_drift == 0.03
+    now = situation(DOWN + gone, observed_state=DOWN, commanded=None if sent is None else DOWN + sent)
+    assert ("drift" in GATE.check(act(x=0.01), now).codes) is drifts
