@@ -1,6 +1,5 @@
 """The ablations' script: variants trained and played, tables over training seeds."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import evaluation_fake as fake
 from baselines_helpers import SIZE
+from benchmarks_helpers import load_benchmark
 from datasets_helpers import write_dataset
 
 from armworld.evaluation.statistics import mean_interval
@@ -19,13 +19,7 @@ from armworld.evaluation.statistics import mean_interval
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "bc_ablations.py"
-    spec = importlib.util.spec_from_file_location("bc_ablations", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bc_ablations"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("bc_ablations")
 
 
 def test_interval_of_a_mean_is_students():

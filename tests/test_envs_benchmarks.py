@@ -1,6 +1,5 @@
 """The experts' benchmark: resumable, exact with remembered steps; and the contact sheet's layout."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,16 +12,13 @@ from armworld.envs.base import ArmEnv
 from armworld.envs.experts import make_expert
 from armworld.envs.gallery import CAPTION, CELL, COLUMNS, GAP, HEADING, Section, sheet
 
+sys.path.insert(0, str(Path(__file__).parent))
+from benchmarks_helpers import load_benchmark
+
 
 @pytest.fixture(scope="module")
 def experts() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "experts.py"
-    spec = importlib.util.spec_from_file_location("experts_benchmark", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("experts")
 
 
 def test_a_run_goes_on_where_it_was_cut(experts: ModuleType, tmp_path: Path) -> None:

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import evaluation_fake as fake
+from benchmarks_helpers import load_benchmark
 
 from armworld.evaluation.effort import Effort
 from armworld.evaluation.files import read_json
 from armworld.planners.registry import PLANNERS, make_planner
 
 
-def benchmark(name: str) -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_curve_is_drawn_and_goes_on(tmp_path: Path) -> None:
-    curve = benchmark("planner_curve")
+    curve = load_benchmark("planner_curve")
     settings = {"out": tmp_path / "out", "task": fake.ID, "model": fake.save_debug_model(tmp_path / "model")}
     settings |= {"planners": ("cem", "random_shooting"), "episodes": 1, "objective": "final"}
     curve.main(curve.Config(ladder="2x1", **settings))
@@ -46,7 +35,7 @@ def test_the_curve_is_drawn_and_goes_on(tmp_path: Path) -> None:
 
 def test_every_planner_can_run_every_rung() -> None:
     """With at most half of the samples for elites, where it has any."""
-    curve = benchmark("planner_curve")
+    curve = load_benchmark("planner_curve")
     config = curve.Config(Path("out"))
     assert set(PLANNERS) - {"servo"} == set(curve.SEARCHERS)
     for planner in curve.SEARCHERS:
@@ -63,7 +52,7 @@ def test_every_planner_can_run_every_rung() -> None:
 
 
 def test_the_planning_time_is_measured_and_the_plans_agree(tmp_path: Path) -> None:
-    planning = benchmark("planning")
+    planning = load_benchmark("planning")
     sizes = {"width": 24, "depth": 1, "heads": 2, "image_size": 32, "horizons": (1, 2), "samples": 12, "repeats": 1}
     planning.main(planning.Config(**sizes, others=("random_shooting",), out=tmp_path / "out.json"))
     record = json.loads((tmp_path / "out.json").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,18 +13,13 @@ from armworld.worldmodel.encoder import Encoder
 from armworld.worldmodel.sizes import encoder_config
 
 sys.path.insert(0, str(Path(__file__).parent))
+from benchmarks_helpers import load_benchmark
 from datasets_helpers import write_dataset
 
 
 @pytest.fixture(scope="module")
 def options() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "pretrain_options.py"
-    spec = importlib.util.spec_from_file_location("pretrain_options", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("pretrain_options")
 
 
 def test_packed_frames_go_with_their_arm_and_scores_stay(options, tmp_path, monkeypatch, capsys):
