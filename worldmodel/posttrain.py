@@ -147,6 +147,7 @@ class PosttrainConfig(TrainingConfig):
         check_numbers(self, "camera_frame")
         check_numbers(self, "state_loss", "inverse_loss", "weight_decay", least=0)
         check_numbers(self, "pair_share", least=0, most=1)
+        check_numbers(self, "cooldown", above=0, most=1)
         check_numbers(self, "held_out", above=0, below=1)
         check_optimizer(self.optimizer)
         ACPredictorConfig(1, self.width, self.depth, self.heads, image_size=(self.image_size, self.image_size))
@@ -154,7 +155,6 @@ class PosttrainConfig(TrainingConfig):
             check_folder("cache", self.cache, written=False)
         if self.tensorboard:
             require("tensorboard", "tensorboard")
-        check_numbers(self, "cooldown", above=0, most=1)
         if self.frames < max(self.rollout, 1) + 1:
             raise ValueError(f"a rollout of {self.rollout} steps needs frames > {self.rollout}, got {self.frames}")
         if self.init is None and (self.window or 0) >= self.frames:
@@ -285,7 +285,8 @@ def posttrain(config: PosttrainConfig) -> Path:
 
     predictor = new_predictor(config, encoder, cache.states) if tuned is None else tuned
     predictor.recompute = config.recompute
-    told = {"data": cache.content(), "views": cache.views(), "features": encoder_hash(encoder)}
+    seen_by = cache.key.get("encoder") or encoder_hash(encoder)  # packed frames' key has none
+    told = {"data": cache.content(), "views": cache.views(), "features": seen_by}
     if config.init is not None:
         told["initial"] = encoder_hash(predictor)
     predictor = predictor.to(device)
@@ -320,7 +321,7 @@ def posttrain(config: PosttrainConfig) -> Path:
     whole = unsharded(predictor)
     if processes.is_main:
         assert isinstance(whole, ACPredictor)
-        training = {**config.identity(), "encoder": told["features"]}
+        training = {**config.identity(), "encoder": seen_by}
         about = {"training": training, "steps": run.budget.step, "seconds": round(run.budget.elapsed)}
         about |= {"data": [path.name for path in config.data], "frames": len(cache.states), "device": device.type}
         size, window = encoder.config.image_size, config.window or config.frames - 1

@@ -148,12 +148,12 @@ class PretrainConfig(TrainingConfig):
         check_numbers(self, "step_seconds", "learning_rate", above=0)
         check_numbers(self, "weight_decay", "state_loss", least=0)
         check_numbers(self, "still_share", least=0, most=1)
+        check_numbers(self, "cooldown", above=0, most=1)
         check_numbers(self, "ema", least=0, below=1)
         check_optimizer(self.optimizer)
         if self.tensorboard:
             require("tensorboard", "tensorboard")
         self._check_sources()
-        check_numbers(self, "cooldown", above=0, most=1)
         if self.last_image_size < self.image_size:
             raise ValueError(
                 f"cooldown_image_size {self.cooldown_image_size} must not be below image_size {self.image_size}"
